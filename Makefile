@@ -1,0 +1,5 @@
+.PHONY: demo test
+demo:
+	./scripts/prerequisites
+test:
+	./scripts/prerequisites

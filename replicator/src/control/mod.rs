@@ -1,0 +1,1 @@
+//! The control plane of a node: gRPC services, liveness, fencing, attach.

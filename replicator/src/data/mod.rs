@@ -1,0 +1,1 @@
+//! The data thread: io_uring event loop that drives store, engines and front-ends.

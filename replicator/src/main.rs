@@ -1,0 +1,2 @@
+//! `replicator`: the daemon of one node.
+fn main() {}

@@ -1,0 +1,16 @@
+//! The protocol between an engine and its replicas: messages, their frames and checksums.
+//!
+//! `engine` and `store` meet only here: a local replica is served the same messages without a
+//! socket. This crate never does I/O and never trusts a length before it has checked it.
+#![forbid(unsafe_code)]
+
+mod frame;
+mod message;
+
+pub use message::{Hello, Reply, Request, Role, SealInfo, WireError};
+
+/// Versions of the protocol, newest last; one line a change.
+pub const VERSIONS: &[(u16, &str)] = &[(1, "first version")];
+
+/// The version that this build speaks. A peer with another one is refused by name.
+pub const VERSION: u16 = VERSIONS[VERSIONS.len() - 1].0;

@@ -1,7 +1,16 @@
-//! Generated code of the protocols between Holdfast's processes. No logic.
+//! Generated code of the protocols between Holdfast's processes, and with Kubernetes. No logic.
 #![allow(missing_docs, clippy::all)]
+#![forbid(unsafe_code)]
 
 /// `holdfast.control.v1`: the replicator's control API.
 pub mod control {
     tonic::include_proto!("holdfast.control.v1");
 }
+
+/// `csi.v1`: the Container Storage Interface, release 1.12.
+pub mod csi {
+    tonic::include_proto!("csi.v1");
+}
+
+/// Descriptors of every protocol file above (an encoded `FileDescriptorSet`), for tests and reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

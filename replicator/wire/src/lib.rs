@@ -4,9 +4,12 @@
 //! socket. This crate never does I/O and never trusts a length before it has checked it.
 #![forbid(unsafe_code)]
 
+mod decode;
 mod frame;
 mod message;
 
+pub use decode::{DecodeError, Decoder, Receive};
+pub use frame::{Encoded, Frame, HEADER, MAX_PAYLOAD, encode};
 pub use message::{Hello, Reply, Request, Role, SealInfo, WireError};
 
 /// Versions of the protocol, newest last; one line a change.

@@ -1,0 +1,56 @@
+//! What the process asks of the kernel for itself (design §7: no memory deadlock under writeback).
+
+use nix::libc;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::mman::{MlockAllFlags, mlockall};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::Pid;
+use std::io;
+
+/// linux/prctl.h
+const PR_SET_IO_FLUSHER: libc::c_int = 57;
+
+/// Binds the calling thread to one CPU (numbered from 0).
+///
+/// # Errors
+/// EINVAL if there is no such CPU or it is not allowed to this process.
+pub fn pin_to_cpu(cpu: usize) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &set)?;
+    Ok(())
+}
+
+/// PR_SET_IO_FLUSHER for the calling thread and what it starts: its memory allocations do not wait
+/// for writeback that waits for it. Needs CAP_SYS_RESOURCE.
+///
+/// # Errors
+/// EPERM without the capability; EINVAL before Linux 5.6.
+pub fn io_flusher() -> io::Result<()> {
+    // SAFETY: PR_SET_IO_FLUSHER takes integers only and touches no memory of this process.
+    let answer = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
+    nix::errno::Errno::result(answer)?;
+    Ok(())
+}
+
+/// Keeps every page of the process, present and future, in memory, faulted in when first touched.
+///
+/// # Errors
+/// EPERM or ENOMEM under a memlock limit.
+pub fn lock_memory() -> io::Result<()> {
+    let flags = MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE;
+    mlockall(flags | MlockAllFlags::from_bits_retain(libc::MCL_ONFAULT))?;
+    Ok(())
+}
+
+/// Raises the soft limit of open files to the hard limit; returns it.
+///
+/// # Errors
+/// The kernel's.
+pub fn raise_nofile() -> io::Result<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
+    Ok(hard)
+}

@@ -1,1 +1,38 @@
-//! placeholder
+//! The attach side of a volume: mirrors writes to the in-sync set, serves reads under leases,
+//! changes the ISR through Raft and resynchronises stale replicas.
+//!
+//! [`Engine`] is a state machine: [`Engine::step`] takes one [`Input`] and appends [`Output`]s. It
+//! must never read a clock, open a socket or know a front-end: production and the simulator drive
+//! the same code.
+//!
+//! ```text
+//!          start            all sealed          reconciled        committed
+//!   (new) ───────▶ Sealing ───────────▶ Reconciling ─────▶ Activating ─────▶ Active
+//!                     │                     │                  │               │ stop
+//!                     ▼                     ▼                  ▼               ▼
+//!                  Failed ◀──────────── fenced, unreachable for 10 s ───── Stopping ─▶ Stopped
+//! ```
+#![forbid(unsafe_code)]
+
+mod api;
+mod attach;
+mod core;
+mod era;
+mod flight;
+mod io;
+mod isr;
+mod lock;
+mod member;
+mod pace;
+mod region;
+mod resync;
+mod stop;
+
+pub use crate::api::{
+    CompareResult, EngineConfig, Input, IsrAnswer, IsrChange, IsrView, LinkId, MemberSpec,
+    MemberStatus, Output, Progress, Status,
+};
+pub use crate::core::Engine;
+
+#[cfg(test)]
+mod tests;

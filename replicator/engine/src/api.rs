@@ -1,0 +1,273 @@
+//! What goes into an engine and what comes out.
+
+use std::net::SocketAddr;
+use types::{
+    BlockOp, BlockResult, ClusterId, EngineInstance, Epoch, Incarnation, IoId, IsrVersion, NodeId,
+    ReplicaId, VolumeId,
+};
+use wire::{Hello, Reply, Request};
+
+/// One replica of the volume as Raft knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberSpec {
+    /// The replica.
+    pub replica: ReplicaId,
+    /// Its life (R11).
+    pub incarnation: Incarnation,
+    /// Where it is.
+    pub node: NodeId,
+    /// Data address of that node; `None` if it is this node.
+    pub address: Option<SocketAddr>,
+    /// Whether it is in the committed ISR.
+    pub in_isr: bool,
+    /// Whether Raft's liveness has its node as lost: then the attach does not wait for it. That
+    /// is a matter of speed only; safety never depends on it (R8).
+    pub lost: bool,
+}
+
+/// An attachment that Raft has granted (BeginAttach committed).
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The volume.
+    pub volume: VolumeId,
+    /// Bytes.
+    pub size: u64,
+    /// The granted epoch.
+    pub epoch: Epoch,
+    /// This attachment's identity.
+    pub instance: EngineInstance,
+    /// This node.
+    pub node: NodeId,
+    /// Version of the ISR that `members` shows.
+    pub isr_version: IsrVersion,
+    /// All replicas, at most 16.
+    pub members: Vec<MemberSpec>,
+}
+
+/// One connection attempt to a replica; numbers are never reused within an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u64);
+
+/// A change of the ISR that Raft must commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IsrChange {
+    /// Remove these replicas (R4).
+    Shrink(Vec<ReplicaId>),
+    /// Add this replica (R5).
+    Grow(ReplicaId),
+}
+
+/// The committed ISR of this engine's epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IsrView {
+    /// Its version.
+    pub version: IsrVersion,
+    /// Its members.
+    pub isr: Vec<ReplicaId>,
+}
+
+/// What became of a proposed [`IsrChange`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IsrAnswer {
+    /// Decided: this is the ISR now, whether the change was applied or lost its compare-and-set.
+    View(IsrView),
+    /// The epoch is over.
+    Superseded,
+    /// Not known; the engine proposes again.
+    Unavailable,
+}
+
+/// One event.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// Begin: connect and seal.
+    Start,
+    /// Raft committed `Activate` with this ISR: I/O may start.
+    Activated(IsrView),
+    /// A request of a front-end.
+    Io {
+        /// Repeated in [`Output::Complete`].
+        id: IoId,
+        /// The request.
+        op: BlockOp,
+    },
+    /// The link is established and its [`Hello`] was sent.
+    Connected {
+        /// Which.
+        link: LinkId,
+    },
+    /// The link failed or ended.
+    Disconnected {
+        /// Which.
+        link: LinkId,
+    },
+    /// A reply came.
+    Reply {
+        /// On which link.
+        link: LinkId,
+        /// To which request.
+        seq: u64,
+        /// The answer.
+        reply: Reply,
+    },
+    /// Answer to [`Output::Propose`].
+    IsrAnswer {
+        /// Which proposal.
+        ticket: u64,
+        /// What became of it.
+        answer: IsrAnswer,
+    },
+    /// The replicas or their nodes' states changed in Raft; `in_isr` is ignored.
+    Members(Vec<MemberSpec>),
+    /// The volume was expanded (R25), in bytes.
+    Resize(u64),
+    /// The attachment was superseded: fail everything now.
+    Fenced,
+    /// Compare all in-sync replicas, block by block.
+    Compare {
+        /// Repeated in [`Output::Compared`].
+        ticket: u64,
+    },
+    /// Drain, flush, seal, close.
+    Stop,
+    /// The time of [`crate::Engine::next_timer`] has come.
+    Tick,
+}
+
+/// Result of a comparison of replicas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CompareResult {
+    /// Bytes compared.
+    pub bytes: u64,
+    /// 64 KiB blocks in which any two replicas differ.
+    pub different: u64,
+    /// Replicas compared.
+    pub replicas: u32,
+}
+
+/// One effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// A front-end's request ended.
+    Complete {
+        /// Which.
+        id: IoId,
+        /// How.
+        result: BlockResult,
+    },
+    /// Connect to a replica and send `hello`.
+    Connect {
+        /// The new link.
+        link: LinkId,
+        /// Where; `None` is the local store.
+        address: Option<SocketAddr>,
+        /// First message.
+        hello: Hello,
+    },
+    /// Send a request.
+    Send {
+        /// On this link.
+        link: LinkId,
+        /// Its number.
+        seq: u64,
+        /// The request.
+        request: Request,
+    },
+    /// Close a link; nothing comes from it any more.
+    Disconnect {
+        /// Which.
+        link: LinkId,
+    },
+    /// Sealing and reconciliation are done: have Raft commit `Activate` with this ISR (R2).
+    Activate {
+        /// ISR'.
+        isr: Vec<ReplicaId>,
+    },
+    /// Have Raft commit a change of the ISR.
+    Propose {
+        /// Repeated in the answer.
+        ticket: u64,
+        /// Compare-and-set on this version (R1).
+        version: IsrVersion,
+        /// The change.
+        change: IsrChange,
+    },
+    /// A resync ended and its replica may be proposed for the ISR.
+    Resynced {
+        /// Which replica.
+        replica: ReplicaId,
+        /// What it cost.
+        progress: Progress,
+    },
+    /// A replica reported a permanent failure (R11, R13).
+    ReplicaFailed {
+        /// Which.
+        replica: ReplicaId,
+        /// For people.
+        reason: String,
+    },
+    /// Answer to [`Input::Compare`]; `None` if it could not be done.
+    Compared {
+        /// Which.
+        ticket: u64,
+        /// The result.
+        result: Option<CompareResult>,
+    },
+    /// The engine failed; every request gets an error from here on.
+    Failed {
+        /// For people.
+        reason: String,
+    },
+    /// The engine stopped; `clean` if all ISR members were flushed, sealed and closed (R20).
+    Stopped {
+        /// See above.
+        clean: bool,
+    },
+}
+
+/// Progress of a resync, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Size of the resync set (R19).
+    pub total: u64,
+    /// Compared so far.
+    pub compared: u64,
+    /// Copied so far.
+    pub copied: u64,
+}
+
+/// State of a replica as its engine sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberStatus {
+    /// The replica.
+    pub replica: ReplicaId,
+    /// Its node.
+    pub node: NodeId,
+    /// "member", "resyncing" or "away".
+    pub role: &'static str,
+    /// Of the last or running resync.
+    pub progress: Progress,
+}
+
+/// A snapshot for people and for the control API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Bytes.
+    pub size: u64,
+    /// Whether I/O is served.
+    pub active: bool,
+    /// Why everything fails, if it does.
+    pub failed: Option<String>,
+    /// The replicas.
+    pub members: Vec<MemberStatus>,
+    /// Requests completed without error.
+    pub reads: u64,
+    /// Likewise.
+    pub writes: u64,
+    /// Likewise.
+    pub flushes: u64,
+}

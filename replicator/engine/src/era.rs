@@ -1,0 +1,122 @@
+//! Eras (R18): about every 30 s the writes so far are drained, synced on all ISR members, and the
+//! seal is broadcast, so that a replica lost later has little to catch up.
+
+use crate::api::Output;
+use crate::core::Engine;
+use crate::flight::{Mask, Purpose};
+use crate::member::Member;
+use types::{ERA, Era, Instant};
+use wire::Request;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Step {
+    #[default]
+    Idle,
+    /// New writes use the next era, older ones finish.
+    Draining,
+    Flushing,
+    Sealing,
+}
+
+/// Progress of the current seal. Only members that were in the ISR from the drain to the
+/// broadcast are told: the others may lack writes of the era.
+#[derive(Debug, Default)]
+pub(crate) struct EraState {
+    step: Step,
+    since: Instant,
+    sealing: Era,
+    members: Mask,
+    /// Mutations under way in the current era, and in the one being sealed.
+    current: u64,
+    old: u64,
+    dirty: bool,
+}
+
+impl EraState {
+    pub(crate) fn launched(&mut self) {
+        self.current += 1;
+        self.dirty = true;
+    }
+
+    /// Restarts the clock of the current era, giving up a seal under way.
+    pub(crate) fn restart(&mut self, now: Instant) {
+        self.step = Step::Idle;
+        self.since = now;
+    }
+}
+
+impl Engine {
+    pub(crate) fn tick_era(&mut self, out: &mut Vec<Output>) {
+        let due = self.now.since(self.era_state.since) >= ERA;
+        if self.era_state.step != Step::Idle || !self.era_state.dirty || !due {
+            return;
+        }
+        self.era_state = EraState {
+            step: Step::Draining,
+            since: self.now,
+            sealing: self.era,
+            members: self.mask_of(Member::in_sync),
+            current: 0,
+            old: self.era_state.current,
+            dirty: false,
+        };
+        self.era = self.era.next();
+        self.era_drained(out);
+    }
+
+    /// A mutation of `era` is done on everybody.
+    pub(crate) fn era_finished(&mut self, era: Era, out: &mut Vec<Output>) {
+        if era == self.era {
+            self.era_state.current -= 1;
+        } else {
+            self.era_state.old -= 1;
+            self.era_drained(out);
+        }
+    }
+
+    fn era_drained(&mut self, out: &mut Vec<Output>) {
+        if self.era_state.step == Step::Draining && self.era_state.old == 0 {
+            self.era_state.step = Step::Flushing;
+            self.era_send(Purpose::EraFlush, Request::Flush, out);
+        }
+    }
+
+    fn era_send(&mut self, purpose: Purpose, request: Request, out: &mut Vec<Output>) {
+        let still = self.mask_of(|member| member.in_sync() && member.is_up());
+        let to = Mask(self.era_state.members.0 & still.0);
+        self.era_state.members = to;
+        if to.is_empty() {
+            self.era_state.restart(self.now);
+        } else {
+            self.send_internal(purpose, request, to, out);
+        }
+    }
+
+    /// A member answered; `over` if it was the last.
+    pub(crate) fn era_step(&mut self, purpose: Purpose, over: bool, out: &mut Vec<Output>) {
+        if !over {
+            return;
+        }
+        match (purpose, self.era_state.step) {
+            (Purpose::EraFlush, Step::Flushing) => {
+                self.era_state.step = Step::Sealing;
+                let request = Request::SealEra { era: self.era_state.sealing };
+                self.era_send(Purpose::EraSeal, request, out);
+            }
+            (Purpose::EraSeal, Step::Sealing) => self.era_state.restart(self.now),
+            _ => {}
+        }
+    }
+
+    /// A member was lost on the way: it is not told of the seal.
+    pub(crate) fn era_lost(
+        &mut self,
+        index: usize,
+        purpose: Purpose,
+        over: bool,
+        out: &mut Vec<Output>,
+    ) {
+        self.era_state.members.remove(index);
+        self.era_step(purpose, over, out);
+    }
+}

@@ -1,0 +1,253 @@
+//! Work on one region under the range lock: copying what differs to a resync target (R19, R21),
+//! or comparing all in-sync replicas.
+
+use crate::api::{CompareResult, Output};
+use crate::core::{Engine, Phase};
+use crate::flight::{Mask, Purpose};
+use crate::member::Member;
+use types::{HASH_BLOCK, MAX_IO, REGION, crc32c};
+use wire::{Reply, Request};
+
+/// Holders of the range lock with this bit are region jobs; the others are flights.
+const JOB: u64 = 1 << 63;
+
+/// Regions of a comparison in work at once.
+const COMPARE_WINDOW: u32 = 4;
+
+pub(crate) const fn is_job(holder: u64) -> bool {
+    holder & JOB != 0
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Task {
+    Copy { target: usize, source: usize },
+    Compare,
+}
+
+#[derive(Debug)]
+pub(crate) struct RegionJob {
+    task: Task,
+    offset: u64,
+    len: u64,
+    locked: bool,
+    asked: Mask,
+    hashes: Vec<(usize, Vec<u32>)>,
+    /// Ranges (offset, length) still to be copied, last first.
+    todo: Vec<(u64, u64)>,
+}
+
+/// A comparison of the whole volume under way.
+#[derive(Debug)]
+pub(crate) struct Comparison {
+    pub(crate) ticket: u64,
+    members: Mask,
+    next: u64,
+    active: u32,
+    result: CompareResult,
+}
+
+impl Engine {
+    pub(crate) fn start_copy(
+        &mut self,
+        target: usize,
+        source: usize,
+        offset: u64,
+        len: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let asked = Mask(Mask::one(target).0 | Mask::one(source).0);
+        self.start_job(Task::Copy { target, source }, asked, offset, len, out);
+    }
+
+    fn start_job(&mut self, task: Task, asked: Mask, offset: u64, len: u64, out: &mut Vec<Output>) {
+        self.next_job += 1;
+        let id = JOB | self.next_job;
+        let (hashes, todo) = (Vec::new(), Vec::new());
+        let job = RegionJob { task, offset, len, locked: false, asked, hashes, todo };
+        self.jobs.insert(id, job);
+        if self.lock.lock(offset, offset + len, id) {
+            self.region_locked(id, out);
+        }
+    }
+
+    pub(crate) fn region_locked(&mut self, id: u64, out: &mut Vec<Output>) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.locked = true;
+        let (asked, request) = (job.asked, Request::Hash { offset: job.offset, len: job.len });
+        self.send_internal(Purpose::Region { job: id }, request, asked, out);
+    }
+
+    pub(crate) fn region_reply(
+        &mut self,
+        id: u64,
+        index: usize,
+        reply: Reply,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        match reply {
+            Reply::Hashes(hashes) => {
+                if hashes.len() as u64 != job.len.div_ceil(HASH_BLOCK) {
+                    return self.region_failed(id, out);
+                }
+                job.hashes.push((index, hashes));
+                if job.hashes.len() as u32 == job.asked.len() {
+                    self.hashed(id, out);
+                }
+            }
+            Reply::Data { data, crc } => {
+                let Task::Copy { target, .. } = job.task else { return };
+                let Some((offset, len)) = job.todo.last().copied() else { return };
+                if data.len() as u64 != len || crc32c(data.as_slice()) != crc {
+                    return self.region_failed(id, out);
+                }
+                let request = Request::Write { offset, data, crc, era: self.era };
+                self.send_internal(Purpose::Region { job: id }, request, Mask::one(target), out);
+            }
+            Reply::Done => {
+                let Task::Copy { target, .. } = job.task else { return };
+                if let Some((_, len)) = job.todo.pop() {
+                    self.members[target].progress.copied += len;
+                }
+                self.copy_next(id, out);
+            }
+            _ => self.region_failed(id, out),
+        }
+    }
+
+    fn hashed(&mut self, id: u64, out: &mut Vec<Output>) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let hashes = core::mem::take(&mut job.hashes);
+        let Some((first, others)) = hashes.split_first() else { return };
+        let differs = |block: usize| others.iter().any(|(_, other)| other[block] != first.1[block]);
+        let different = (0..first.1.len()).filter(|block| differs(*block));
+        match job.task {
+            Task::Compare => {
+                let (count, len) = (different.count() as u64, job.len);
+                if let Some(comparison) = &mut self.comparison {
+                    comparison.result.different += count;
+                    comparison.result.bytes += len;
+                }
+                self.end_job(id, out);
+            }
+            Task::Copy { .. } => {
+                let end = job.offset + job.len;
+                for block in different {
+                    let start = job.offset + block as u64 * HASH_BLOCK;
+                    let len = HASH_BLOCK.min(end - start);
+                    match job.todo.last_mut() {
+                        Some((s, l)) if *s + *l == start && *l + len <= MAX_IO => *l += len,
+                        _ => job.todo.push((start, len)),
+                    }
+                }
+                job.todo.reverse();
+                self.copy_next(id, out);
+            }
+        }
+    }
+
+    fn copy_next(&mut self, id: u64, out: &mut Vec<Output>) {
+        let Some(job) = self.jobs.get(&id) else { return };
+        let Task::Copy { source, .. } = job.task else { return };
+        match job.todo.last() {
+            Some((offset, len)) => {
+                let request = Request::Read { offset: *offset, len: *len as u32 };
+                self.send_internal(Purpose::Region { job: id }, request, Mask::one(source), out);
+            }
+            None => self.end_job(id, out),
+        }
+    }
+
+    /// The job is done: its range is released, and the next one is taken up.
+    fn end_job(&mut self, id: u64, out: &mut Vec<Output>) {
+        let Some(job) = self.jobs.remove(&id) else { return };
+        self.unlock(job.offset, id, out);
+        match job.task {
+            Task::Copy { target, .. } => self.region_synced(target, job.len, out),
+            Task::Compare => {
+                if let Some(comparison) = &mut self.comparison {
+                    comparison.active -= 1;
+                }
+                self.fill_comparison(out);
+            }
+        }
+    }
+
+    /// The job cannot be done; it fails only the resync or the comparison that it is part of.
+    pub(crate) fn region_failed(&mut self, id: u64, out: &mut Vec<Output>) {
+        let Some(job) = self.jobs.get(&id) else { return };
+        match job.task {
+            Task::Copy { target, .. } => self.abandon_resync(target, out),
+            Task::Compare => {
+                let compares = |job: &RegionJob| matches!(job.task, Task::Compare);
+                self.cancel_jobs(compares, out);
+                if let Some(comparison) = self.comparison.take() {
+                    out.push(Output::Compared { ticket: comparison.ticket, result: None });
+                }
+            }
+        }
+    }
+
+    pub(crate) fn cancel_copies(&mut self, of: usize, out: &mut Vec<Output>) {
+        let copies =
+            |job: &RegionJob| matches!(job.task, Task::Copy { target, .. } if target == of);
+        self.cancel_jobs(copies, out);
+    }
+
+    fn cancel_jobs(&mut self, concerned: impl Fn(&RegionJob) -> bool, out: &mut Vec<Output>) {
+        let ids: Vec<u64> =
+            self.jobs.iter().filter(|(_, job)| concerned(job)).map(|(id, _)| *id).collect();
+        for id in ids {
+            let Some(job) = self.jobs.remove(&id) else { continue };
+            if job.locked {
+                self.unlock(job.offset, id, out);
+            } else {
+                let mut ready = Vec::new();
+                self.lock.withdraw(id, &mut ready);
+                self.launch_ready(ready, out);
+            }
+        }
+    }
+
+    // ---- comparison --------------------------------------------------------------------------
+
+    pub(crate) fn start_comparison(&mut self, ticket: u64, out: &mut Vec<Output>) {
+        let members = self.mask_of(|m| m.in_sync() && m.is_up());
+        if !matches!(self.phase, Phase::Active) || self.comparison.is_some() || members.is_empty() {
+            out.push(Output::Compared { ticket, result: None });
+            return;
+        }
+        let result = CompareResult { replicas: members.len(), ..CompareResult::default() };
+        self.comparison = Some(Comparison { ticket, members, next: 0, active: 0, result });
+        self.fill_comparison(out);
+    }
+
+    fn fill_comparison(&mut self, out: &mut Vec<Output>) {
+        let in_sync = self.mask_of(Member::in_sync);
+        loop {
+            let Some(comparison) = &mut self.comparison else { return };
+            let offset = comparison.next;
+            if offset >= self.config.size {
+                if comparison.active == 0 {
+                    let result = Some(comparison.result);
+                    out.push(Output::Compared { ticket: comparison.ticket, result });
+                    self.comparison = None;
+                }
+                return;
+            }
+            if comparison.active >= COMPARE_WINDOW {
+                return;
+            }
+            let members = comparison.members;
+            if !members.without(in_sync).is_empty() {
+                out.push(Output::Compared { ticket: comparison.ticket, result: None });
+                self.comparison = None;
+                return;
+            }
+            let len = REGION.min(self.config.size - offset);
+            comparison.next += len;
+            comparison.active += 1;
+            self.start_job(Task::Compare, members, offset, len, out);
+        }
+    }
+}

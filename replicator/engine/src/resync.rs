@@ -1,0 +1,222 @@
+//! Resync (R19): regions whose tag on source or target is above the target's last sealed tag are
+//! compared by hashes of 64 KiB blocks, and what differs is copied.
+//!
+//! ```text
+//! Away ──▶ Syncing: Draining ─▶ Listing ─▶ Copying ──▶ Joining: Draining ─▶ Flushing ─▶ Ready ──▶ InSync
+//!  ▲                 (older writes    (tags)   (regions      (writes that did not     (its disk)  (Grow
+//!  │                  finish)                   under lock)   count finish)                        committed)
+//!  └──────────── any failure: only the resync ends (R21), and starts over later
+//! ```
+//!
+//! From the first step on the target gets every new write.
+
+use crate::api::{Output, Progress};
+use crate::core::{Engine, Phase};
+use crate::flight::{Mask, Purpose};
+use crate::member::{Join, Link, Member, RECONNECT, Standing};
+use core::time::Duration;
+use std::collections::BTreeSet;
+use types::REGION;
+use wire::{Reply, Request};
+
+/// Pause after a resync that failed.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// A resync under way.
+#[derive(Debug)]
+pub(crate) struct Resync {
+    pub(crate) source: usize,
+    pub(crate) stage: Stage,
+}
+
+#[derive(Debug)]
+pub(crate) enum Stage {
+    /// Mutations below this number were launched without the target.
+    Draining { watermark: u64 },
+    /// Two lists are read, page by page.
+    Listing { lists: u8, set: BTreeSet<u32> },
+    /// Regions still to be taken up, last first, and how many are in work.
+    Copying { queue: Vec<u32>, active: u32 },
+}
+
+impl Engine {
+    pub(crate) fn start_resyncs(&mut self, out: &mut Vec<Output>) {
+        let fit = |(_, m): &(usize, &Member)| m.in_sync() && m.is_up() && !m.unfit && !m.broken;
+        let best = self.members.iter().enumerate().filter(fit).min_by_key(|(_, m)| !m.is_local());
+        let Some((source, _)) = best else { return };
+        for target in 0..self.members.len() {
+            let member = &self.members[target];
+            let away = matches!(member.standing, Standing::Away) && member.is_up();
+            if away && member.resync_after <= self.now && !member.broken {
+                self.start_resync(target, source, out);
+            }
+        }
+    }
+
+    pub(crate) fn start_resync(&mut self, target: usize, source: usize, out: &mut Vec<Output>) {
+        let watermark = self.flights.next();
+        let member = &mut self.members[target];
+        member.progress = Progress::default();
+        member.unfit = false;
+        let stage = Stage::Draining { watermark };
+        member.standing = Standing::Syncing(Box::new(Resync { source, stage }));
+        self.poll_targets(out);
+    }
+
+    /// Called when a request is done: targets may have waited for it.
+    pub(crate) fn poll_targets(&mut self, out: &mut Vec<Output>) {
+        for target in 0..self.members.len() {
+            match &self.members[target].standing {
+                Standing::Syncing(resync) => {
+                    if let Stage::Draining { watermark } = resync.stage
+                        && self.drained(watermark)
+                    {
+                        self.list_tags(target, out);
+                    }
+                }
+                Standing::Joining(Join::Draining) => {
+                    let busy = self.flights.iter().any(|(_, flight)| flight.extra.has(target));
+                    if !busy {
+                        self.members[target].standing = Standing::Joining(Join::Flushing);
+                        let purpose = Purpose::JoinFlush { target };
+                        self.send_internal(purpose, Request::Flush, Mask::one(target), out);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether every mutation that was launched below `watermark` is done.
+    fn drained(&self, watermark: u64) -> bool {
+        !self
+            .flights
+            .iter()
+            .take_while(|(seq, _)| *seq < watermark)
+            .any(|(_, flight)| flight.launched && flight.era.is_some())
+    }
+
+    fn list_tags(&mut self, target: usize, out: &mut Vec<Output>) {
+        let Some(info) = self.members[target].info else { return };
+        let Standing::Syncing(resync) = &mut self.members[target].standing else { return };
+        let source = resync.source;
+        resync.stage = Stage::Listing { lists: 2, set: BTreeSet::new() };
+        for asked in [source, target] {
+            let request = Request::Tags { above: info.last_sealed, first: 0 };
+            self.send_internal(Purpose::Tags { target }, request, Mask::one(asked), out);
+        }
+    }
+
+    /// A page of tags from `asked`.
+    pub(crate) fn tags(
+        &mut self,
+        target: usize,
+        asked: usize,
+        request: Option<Request>,
+        reply: Reply,
+        out: &mut Vec<Output>,
+    ) {
+        let (Reply::Regions { regions, next }, Some(Request::Tags { above, first })) =
+            (reply, request)
+        else {
+            return self.abandon_resync(target, out);
+        };
+        let size = self.config.size;
+        let Standing::Syncing(resync) = &mut self.members[target].standing else { return };
+        let Stage::Listing { lists, set } = &mut resync.stage else { return };
+        set.extend(regions.into_iter().filter(|region| u64::from(*region) * REGION < size));
+        match next {
+            Some(next) if next > first => {
+                let request = Request::Tags { above, first: next };
+                self.send_internal(Purpose::Tags { target }, request, Mask::one(asked), out);
+            }
+            _ => {
+                *lists -= 1;
+                if *lists == 0 {
+                    let queue: Vec<u32> = core::mem::take(set).into_iter().rev().collect();
+                    let total = queue.iter().map(|region| region_len(*region, size)).sum();
+                    resync.stage = Stage::Copying { queue, active: 0 };
+                    self.members[target].progress.total = total;
+                    self.fill_window(target, out);
+                }
+            }
+        }
+    }
+
+    /// Takes up more regions as far as the foreground allows, or ends the copying.
+    pub(crate) fn fill_window(&mut self, target: usize, out: &mut Vec<Output>) {
+        let window = self.pace.window(self.now, true);
+        let size = self.config.size;
+        loop {
+            let Standing::Syncing(resync) = &mut self.members[target].standing else { return };
+            let source = resync.source;
+            let Stage::Copying { queue, active } = &mut resync.stage else { return };
+            if *active >= window {
+                return;
+            }
+            let Some(region) = queue.pop() else {
+                if *active == 0 {
+                    self.members[target].standing = Standing::Joining(Join::Draining);
+                    self.poll_targets(out);
+                }
+                return;
+            };
+            *active += 1;
+            let offset = u64::from(region) * REGION;
+            self.start_copy(target, source, offset, region_len(region, size), out);
+        }
+    }
+
+    /// A region of this target's set is identical now.
+    pub(crate) fn region_synced(&mut self, target: usize, len: u64, out: &mut Vec<Output>) {
+        self.members[target].progress.compared += len;
+        if let Standing::Syncing(resync) = &mut self.members[target].standing
+            && let Stage::Copying { active, .. } = &mut resync.stage
+        {
+            *active -= 1;
+        }
+        self.fill_window(target, out);
+    }
+
+    pub(crate) fn join_flushed(&mut self, target: usize, out: &mut Vec<Output>) {
+        let member = &mut self.members[target];
+        if !matches!(member.standing, Standing::Joining(Join::Flushing)) {
+            return;
+        }
+        member.standing = Standing::Joining(Join::Ready);
+        let (replica, progress) = (member.spec.replica, member.progress);
+        out.push(Output::Resynced { replica, progress });
+        match self.phase {
+            Phase::Reconciling { .. } => self.check_reconciled(out),
+            _ => self.propose_if_needed(out),
+        }
+    }
+
+    /// Ends a resync without result: its link is closed, so that nothing of it is still under
+    /// way when the next one starts. Does nothing to a member that is not being resynced, nor to
+    /// one whose `Grow` may have been committed.
+    pub(crate) fn abandon_resync(&mut self, target: usize, out: &mut Vec<Output>) {
+        let resyncing =
+            matches!(self.members[target].standing, Standing::Syncing(_) | Standing::Joining(_));
+        if !resyncing || self.grow_pending(target) {
+            return;
+        }
+        let now = self.now;
+        let member = &mut self.members[target];
+        member.standing = Standing::Away;
+        member.resync_after = now.after(RETRY);
+        if let Some(link) = member.link_id() {
+            out.push(Output::Disconnect { link });
+            member.link = Link::Down { retry: now.after(RECONNECT) };
+        }
+        self.cancel_copies(target, out);
+        self.forget_in_flights(target, out);
+        if matches!(self.phase, Phase::Reconciling { .. }) {
+            self.check_reconciled(out);
+        }
+    }
+}
+
+fn region_len(region: u32, size: u64) -> u64 {
+    REGION.min(size - u64::from(region) * REGION)
+}

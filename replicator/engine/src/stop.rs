@@ -1,0 +1,119 @@
+//! Stopping (R20): drain, flush, seal the last era, close, so that all replicas stay eligible.
+
+use crate::api::Output;
+use crate::core::{Engine, Phase};
+use crate::flight::{Mask, Purpose};
+use crate::member::{Member, Standing};
+use core::time::Duration;
+use types::Instant;
+use wire::Request;
+
+/// A stop that takes longer than this ends unclean.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Draining,
+    Flushing,
+    Sealing,
+    Closing,
+}
+
+#[derive(Debug)]
+pub(crate) struct Stopping {
+    step: Step,
+    since: Instant,
+    /// Nothing was lost on the way so far.
+    clean: bool,
+}
+
+impl Engine {
+    pub(crate) fn stop(&mut self, out: &mut Vec<Output>) {
+        match self.phase {
+            Phase::Active => {}
+            Phase::Stopping(_) => return,
+            Phase::Stopped | Phase::Failed { .. } => {
+                self.phase = Phase::Stopped;
+                out.push(Output::Stopped { clean: false });
+                return;
+            }
+            // Nothing was written under this epoch.
+            _ => return self.stopped(false, out),
+        }
+        for target in 0..self.members.len() {
+            if matches!(self.members[target].standing, Standing::Syncing(_) | Standing::Joining(_))
+            {
+                self.abandon_resync(target, out);
+            }
+        }
+        self.era_state.restart(self.now);
+        self.phase =
+            Phase::Stopping(Stopping { step: Step::Draining, since: self.now, clean: true });
+        self.check_stopped(out);
+    }
+
+    pub(crate) fn check_stopped(&mut self, out: &mut Vec<Output>) {
+        let Phase::Stopping(stopping) = &self.phase else { return };
+        if self.now.since(stopping.since) > STOP_TIMEOUT {
+            return self.stopped(false, out);
+        }
+        let busy =
+            self.flights.iter().any(|(_, flight)| matches!(flight.purpose, Purpose::Foreground(_)));
+        if stopping.step == Step::Draining && !busy {
+            let in_sync = self.mask_of(Member::in_sync);
+            let up = self.mask_of(|m| m.in_sync() && m.is_up());
+            if in_sync == up && self.proposal.is_none() {
+                self.stop_send(Step::Flushing, out);
+            }
+        }
+    }
+
+    fn stop_send(&mut self, step: Step, out: &mut Vec<Output>) {
+        let to = self.mask_of(|m| m.in_sync() && m.is_up());
+        let Phase::Stopping(stopping) = &mut self.phase else { return };
+        stopping.step = step;
+        let clean = stopping.clean;
+        let (purpose, request) = match step {
+            Step::Draining => return,
+            Step::Flushing => (Purpose::StopFlush, Request::Flush),
+            Step::Sealing => (Purpose::StopSeal, Request::SealEra { era: self.era }),
+            Step::Closing => (Purpose::StopClose, Request::Close { clean }),
+        };
+        if to.is_empty() {
+            return self.stopped(false, out);
+        }
+        self.send_internal(purpose, request, to, out);
+    }
+
+    pub(crate) fn stop_step(&mut self, purpose: Purpose, over: bool, out: &mut Vec<Output>) {
+        let Phase::Stopping(stopping) = &self.phase else { return };
+        if !over {
+            return;
+        }
+        match (purpose, stopping.step, stopping.clean) {
+            (Purpose::StopFlush, Step::Flushing, true) => self.stop_send(Step::Sealing, out),
+            (Purpose::StopFlush, Step::Flushing, false) | (Purpose::StopSeal, Step::Sealing, _) => {
+                self.stop_send(Step::Closing, out)
+            }
+            (Purpose::StopClose, Step::Closing, clean) => self.stopped(clean, out),
+            _ => {}
+        }
+    }
+
+    /// A member was lost before it answered a step.
+    pub(crate) fn stop_step_lost(&mut self, purpose: Purpose, over: bool, out: &mut Vec<Output>) {
+        if let Phase::Stopping(stopping) = &mut self.phase {
+            stopping.clean = false;
+        }
+        self.stop_step(purpose, over, out);
+    }
+
+    fn stopped(&mut self, clean: bool, out: &mut Vec<Output>) {
+        let everybody: Mask = self.mask_of(|m| m.link_id().is_some());
+        for index in everybody.iter() {
+            self.drop_link(index, out);
+        }
+        self.phase = Phase::Stopped;
+        out.push(Output::Stopped { clean });
+    }
+}

@@ -1,0 +1,250 @@
+//! How a command ended: the same on every node, since applying is deterministic.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use types::{Epoch, IsrVersion, NodeId, ReplicaId, VolumeId};
+
+/// Result of applying a command.
+pub type Outcome = Result<Done, Refused>;
+
+/// What an applied command achieved, also when it repeated an earlier one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Done {
+    /// Nothing more to say.
+    Ok,
+    /// `CreateVolume`: the volume of that name.
+    Volume {
+        /// Its id, not the proposed one if it existed.
+        volume: VolumeId,
+        /// It existed before.
+        existing: bool,
+    },
+    /// `DeleteVolume`: replicas whose space is not yet free; 0 when the volume is gone.
+    Deleting {
+        /// How many.
+        remaining: u32,
+    },
+    /// `BeginAttach`, `Fence`: the granted epoch.
+    Epoch {
+        /// The epoch.
+        epoch: Epoch,
+        /// The last attachment ended with everything flushed and sealed, so that all ISR members
+        /// are identical (R20).
+        clean: bool,
+    },
+    /// `Activate`, `ShrinkIsr`, `GrowIsr`: the ISR's new version.
+    Isr {
+        /// The version.
+        isr_version: IsrVersion,
+    },
+    /// `ExpandBegin`, `ReplicaResized`: the committed size, and the one wanted.
+    Size {
+        /// Bytes that may be used.
+        committed: u64,
+        /// Bytes wanted; equal to `committed` when done.
+        target: u64,
+    },
+}
+
+/// Why a command changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
+pub enum Refused {
+    /// A value that no volume or node may have.
+    #[error("{field}: {value} is not accepted; {accepted}")]
+    Invalid {
+        /// The field.
+        field: String,
+        /// Its value.
+        value: String,
+        /// What would be.
+        accepted: String,
+    },
+    /// The name belongs to a volume with other parameters, or to another node.
+    #[error("{name:?} exists with {field} {existing}, not {wanted}")]
+    Conflict {
+        /// The name.
+        name: String,
+        /// The first field that differs.
+        field: String,
+        /// Its value there.
+        existing: String,
+        /// Its value in the command.
+        wanted: String,
+    },
+    /// An id was used before; ids are never reused (R11).
+    #[error("{what} {id} was used before")]
+    IdReused {
+        /// What kind of id.
+        what: String,
+        /// The id.
+        id: String,
+    },
+    /// No such volume.
+    #[error("there is no volume {volume}")]
+    NoVolume {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// No such replica.
+    #[error("there is no replica {replica}")]
+    NoReplica {
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// No such node.
+    #[error("there is no node {node}")]
+    NoNode {
+        /// The node.
+        node: NodeId,
+    },
+    /// The node was added, but never registered itself.
+    #[error("node {node} never registered")]
+    NotRegistered {
+        /// The node.
+        node: NodeId,
+    },
+    /// The node was removed; it must come back under a new id.
+    #[error("node id {node} is retired; a removed node comes back under a new id")]
+    Retired {
+        /// The node.
+        node: NodeId,
+    },
+    /// Another pool than the one that holds this node's replicas (R11).
+    #[error("node {node} came with pool {found}, but its replicas are in pool {recorded}")]
+    PoolChanged {
+        /// The node.
+        node: NodeId,
+        /// Its pool in metadata.
+        recorded: String,
+        /// The pool it came with.
+        found: String,
+    },
+    /// The node has no room for a replica of this size.
+    #[error("node {node} has room for {room} more bytes, {wanted} are needed")]
+    NoRoom {
+        /// The node.
+        node: NodeId,
+        /// Bytes needed.
+        wanted: u64,
+        /// Bytes left, overcommit included.
+        room: u64,
+    },
+    /// The node cannot take a replica: lost, never seen, without a pool, of another class, or it has
+    /// one of the volume already.
+    #[error("node {node} cannot hold the replica: {reason}")]
+    BadPlacement {
+        /// The node.
+        node: NodeId,
+        /// Why.
+        reason: String,
+    },
+    /// A live node holds the volume.
+    #[error("volume {volume} is attached to node {node}, which is alive")]
+    HeldBy {
+        /// The volume.
+        volume: VolumeId,
+        /// The holder.
+        node: NodeId,
+    },
+    /// The holder is lost and about to be fenced: wait, then try again.
+    #[error("volume {volume} is held by lost node {node} and not yet fenced")]
+    NeedsFence {
+        /// The volume.
+        volume: VolumeId,
+        /// The holder.
+        node: NodeId,
+    },
+    /// Fenced, but no ISR member has sealed yet (R7): wait, then try again.
+    #[error("volume {volume} is fenced at epoch {epoch} and not yet sealed")]
+    NeedsSeal {
+        /// The volume.
+        volume: VolumeId,
+        /// The fence's epoch.
+        epoch: Epoch,
+    },
+    /// The volume's replicas do not all exist yet.
+    #[error("volume {volume} is still being created")]
+    Creating {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// The volume is being deleted.
+    #[error("volume {volume} is being deleted")]
+    Deleting {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// The command's epoch or engine is not the current one; a later one rules (promise 3).
+    #[error("volume {volume} is at epoch {current}: the command was for an earlier attachment")]
+    Superseded {
+        /// The volume.
+        volume: VolumeId,
+        /// Its epoch now.
+        current: Epoch,
+    },
+    /// The epoch fits, but the volume is not in the state that the command needs.
+    #[error("volume {volume} is {found}, the command needs it {needed}")]
+    WrongState {
+        /// The volume.
+        volume: VolumeId,
+        /// What it is.
+        found: String,
+        /// What it should be.
+        needed: String,
+    },
+    /// The ISR changed since the proposer looked.
+    #[error("volume {volume} has ISR version {}, the command was for another", current.0)]
+    IsrChanged {
+        /// The volume.
+        volume: VolumeId,
+        /// The version now.
+        current: IsrVersion,
+    },
+    /// The ISR would become empty (R4).
+    #[error("volume {volume} would have no in-sync replica left")]
+    EmptyIsr {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// The replica may not be (or is not) where the command wants it: not in the ISR, failed, too
+    /// small, or in the ISR already.
+    #[error("replica {replica} of volume {volume} is not eligible: {reason}")]
+    NotEligible {
+        /// The volume.
+        volume: VolumeId,
+        /// The replica.
+        replica: ReplicaId,
+        /// Why.
+        reason: String,
+    },
+    /// The node is lost; it must be heard again first.
+    #[error("node {node} is lost")]
+    NodeIsLost {
+        /// The node.
+        node: NodeId,
+    },
+    /// The holder is not lost: a live node is never fenced.
+    #[error("node {node} is not lost")]
+    NotLost {
+        /// The node.
+        node: NodeId,
+    },
+    /// Declaring the node lost would leave no majority of live voters.
+    #[error("node {node} cannot be declared lost: {lost} of {voters} voters are lost already")]
+    TooManyLost {
+        /// The node.
+        node: NodeId,
+        /// Lost voters.
+        lost: u32,
+        /// Voters.
+        voters: u32,
+    },
+    /// The node is still in use and cannot be removed.
+    #[error("node {node} {reason}")]
+    NodeInUse {
+        /// The node.
+        node: NodeId,
+        /// By what.
+        reason: String,
+    },
+}

@@ -1,0 +1,387 @@
+//! The cluster's record, the same on every node at the same applied index.
+
+use crate::command::{NodeInfo, PoolInfo};
+use crate::event::Event;
+use core::fmt;
+use core::str::FromStr;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use thiserror::Error;
+use types::{BootId, EngineInstance, Epoch, Incarnation, IsrVersion, NodeId, ReplicaId, VolumeId};
+
+/// Largest volume, in bytes.
+pub const MAX_VOLUME: u64 = 16 << 40;
+
+/// Events kept in the state; older ones are forgotten.
+pub(crate) const EVENTS_KEPT: usize = 512;
+
+/// A word that is not one of the accepted ones.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{field}: {value:?} is not accepted; {accepted}")]
+pub struct ParseWordError {
+    /// The field.
+    pub field: &'static str,
+    /// What was given, at most 64 characters of it.
+    pub value: String,
+    /// What would be accepted.
+    pub accepted: &'static str,
+}
+
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident, $field:literal, $accepted:literal, $($variant:ident = $text:literal),+) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        #[allow(missing_docs)]
+        pub enum $name { $($variant),+ }
+
+        impl $name {
+            /// Its word.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+
+            /// From the control API, where the empty text means none.
+            ///
+            /// # Errors
+            /// For any other word.
+            pub fn parse_optional(text: &str) -> Result<Option<Self>, ParseWordError> {
+                if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ParseWordError;
+            fn from_str(text: &str) -> Result<Self, ParseWordError> {
+                match text {
+                    $($text => Ok(Self::$variant),)+
+                    _ => Err(ParseWordError {
+                        field: $field,
+                        value: text.chars().take(64).collect(),
+                        accepted: $accepted,
+                    }),
+                }
+            }
+        }
+    };
+}
+
+words!(
+    /// Class of a pool (`priority_io`).
+    PoolClass, "priority_io", "one of \"high\", \"medium\", \"low\"",
+    High = "high", Medium = "medium", Low = "low");
+words!(
+    /// Filesystem that a volume is to carry.
+    FsType, "fstype", "one of \"ext4\", \"xfs\"",
+    Ext4 = "ext4", Xfs = "xfs");
+
+/// Whether a node is heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeStatus {
+    /// Added, but it never registered.
+    Unknown,
+    /// Registered and not declared lost.
+    Up,
+    /// The leader declared it lost.
+    Lost,
+}
+
+impl NodeStatus {
+    /// The word of the control API.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+/// One node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its id.
+    pub node: NodeId,
+    /// Its name, unique.
+    pub name: String,
+    /// `ip:port` of its control API.
+    pub control_address: String,
+    /// `ip:port` where it serves replicas; empty until it registered.
+    pub data_address: String,
+    /// Its pool.
+    pub pool: Option<PoolInfo>,
+    /// Class of its pool.
+    pub class: Option<PoolClass>,
+    /// Boot of its host.
+    pub boot: BootId,
+    /// Run of its daemon.
+    pub process: EngineInstance,
+    /// Whether it is heard.
+    pub status: NodeStatus,
+}
+
+impl Node {
+    /// What it last said of itself.
+    #[must_use]
+    pub fn info(&self) -> NodeInfo {
+        NodeInfo {
+            node: self.node,
+            name: self.name.clone(),
+            control_address: self.control_address.clone(),
+            data_address: self.data_address.clone(),
+            pool: self.pool,
+            class: self.class,
+            boot: self.boot,
+            process: self.process,
+        }
+    }
+}
+
+/// Life of a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReplicaState {
+    /// Its node is to make it.
+    Creating,
+    /// It exists.
+    Ready,
+    /// Failed for good (R11, R13); its node may delete it.
+    Failed,
+    /// Its node is to delete it.
+    Deleting,
+}
+
+impl ReplicaState {
+    /// The word of the control API.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Ready => "ready",
+            Self::Failed => "failed",
+            Self::Deleting => "deleting",
+        }
+    }
+}
+
+/// One copy of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replica {
+    /// Its id.
+    pub replica: ReplicaId,
+    /// Its life (R11).
+    pub incarnation: Incarnation,
+    /// Where.
+    pub node: NodeId,
+    /// Its state.
+    pub state: ReplicaState,
+    /// Bytes it can hold (thin).
+    pub size: u64,
+}
+
+/// Life of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Lifecycle {
+    /// Its replicas do not all exist yet.
+    Creating,
+    /// It can be attached.
+    Live,
+    /// Its replicas are being deleted.
+    Deleting,
+}
+
+/// Who holds a volume.
+///
+/// ```text
+///            BeginAttach           Activate
+///  Detached ------------> Attaching -------> Attached
+///   ^   ^                  |     |            |    |
+///   |   +------ Detach ----+-----|----Detach--+    |
+///   |                            +--Fence----------+   (holder lost; epoch + 1)
+///   |                                v
+///   |  BeginAttach (epoch + 1)    Fenced{sealed: no} --FenceSealed--> Fenced{sealed: yes}
+///   +-- to Attaching <------------------------------------------------------+
+/// ```
+/// BeginAttach by the same node leads from Attaching and Attached to Attaching at the next epoch
+/// (R14).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Attachment {
+    /// Nobody.
+    Detached,
+    /// An epoch was granted; no I/O yet.
+    Attaching {
+        /// Where.
+        node: NodeId,
+        /// The engine.
+        instance: EngineInstance,
+    },
+    /// I/O may run.
+    Attached {
+        /// Where.
+        node: NodeId,
+        /// The engine.
+        instance: EngineInstance,
+    },
+    /// Taken away from a lost node (R7).
+    Fenced {
+        /// Who held it.
+        holder: NodeId,
+        /// The ISR member that sealed at the fence's epoch; only then may others be told.
+        sealed: Option<ReplicaId>,
+    },
+}
+
+impl Attachment {
+    /// The node that holds the volume.
+    #[must_use]
+    pub const fn holder(&self) -> Option<NodeId> {
+        match self {
+            Self::Attaching { node, .. } | Self::Attached { node, .. } => Some(*node),
+            Self::Detached | Self::Fenced { .. } => None,
+        }
+    }
+
+    /// The engine that holds the volume.
+    #[must_use]
+    pub const fn instance(&self) -> Option<EngineInstance> {
+        match self {
+            Self::Attaching { instance, .. } | Self::Attached { instance, .. } => Some(*instance),
+            Self::Detached | Self::Fenced { .. } => None,
+        }
+    }
+
+    /// One word for messages.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Detached => "detached",
+            Self::Attaching { .. } => "attaching",
+            Self::Attached { .. } => "attached",
+            Self::Fenced { sealed: None, .. } => "fenced, not sealed",
+            Self::Fenced { sealed: Some(_), .. } => "fenced",
+        }
+    }
+}
+
+/// One volume (R1).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// Its id.
+    pub volume: VolumeId,
+    /// Its name, unique among volumes that are not being deleted.
+    pub name: String,
+    /// Committed size in bytes.
+    pub size: u64,
+    /// Size at creation, so that a repeated creation is recognised after growth.
+    pub created_size: u64,
+    /// Size wanted while it grows (R25).
+    pub expanding: Option<u64>,
+    /// Copies wanted.
+    pub repl: u32,
+    /// Pool class wanted.
+    pub class: Option<PoolClass>,
+    /// Filesystem wanted.
+    pub fs_type: Option<FsType>,
+    /// Its life.
+    pub lifecycle: Lifecycle,
+    /// The highest epoch granted.
+    pub epoch: Epoch,
+    /// Who every acknowledged write has reached.
+    pub isr: BTreeSet<ReplicaId>,
+    /// Counts the changes of `isr`.
+    pub isr_version: IsrVersion,
+    /// All replicas.
+    pub replicas: BTreeMap<ReplicaId, Replica>,
+    /// Who holds it.
+    pub attachment: Attachment,
+    /// No engine has run since the last clean end: all ISR members are identical (R20).
+    pub clean: bool,
+}
+
+impl Volume {
+    /// Fewer in-sync replicas than wanted (promise 4).
+    #[must_use]
+    pub fn degraded(&self) -> bool {
+        self.lifecycle == Lifecycle::Live && self.isr.len() < self.repl as usize
+    }
+
+    /// Bytes that each of its replicas may come to need.
+    #[must_use]
+    pub fn reserved(&self) -> u64 {
+        self.expanding.unwrap_or(self.size).max(self.size)
+    }
+}
+
+/// Who votes and who only listens.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// Raft voters.
+    pub voters: BTreeSet<NodeId>,
+    /// Raft learners.
+    pub learners: BTreeSet<NodeId>,
+}
+
+/// Everything the cluster agrees on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Raft index of the last applied entry.
+    pub applied: u64,
+    /// Its term.
+    pub applied_term: u64,
+    /// Raft members as of `applied`.
+    pub membership: Membership,
+    /// Nodes.
+    pub nodes: BTreeMap<NodeId, Node>,
+    /// Ids of removed nodes, never accepted again.
+    pub retired: BTreeSet<NodeId>,
+    /// Volumes.
+    pub volumes: BTreeMap<VolumeId, Volume>,
+    /// The last events by sequence.
+    pub events: BTreeMap<u64, Event>,
+    /// Sequence of the last event.
+    pub last_event: u64,
+}
+
+impl State {
+    /// The volume of that name that is not being deleted.
+    #[must_use]
+    pub fn volume_by_name(&self, name: &str) -> Option<&Volume> {
+        self.volumes.values().find(|v| v.name == name && v.lifecycle != Lifecycle::Deleting)
+    }
+
+    /// The volume that `replica` belongs to, and the replica.
+    #[must_use]
+    pub fn replica(&self, replica: ReplicaId) -> Option<(&Volume, &Replica)> {
+        self.volumes.values().find_map(|v| v.replicas.get(&replica).map(|r| (v, r)))
+    }
+
+    /// All replicas on `node`, with their volumes.
+    pub fn replicas_on(&self, node: NodeId) -> impl Iterator<Item = (&Volume, &Replica)> {
+        self.volumes
+            .values()
+            .flat_map(|v| v.replicas.values().map(move |r| (v, r)))
+            .filter(move |(_, r)| r.node == node)
+    }
+
+    /// Volumes that `node` holds.
+    pub fn held_by(&self, node: NodeId) -> impl Iterator<Item = &Volume> {
+        self.volumes.values().filter(move |v| v.attachment.holder() == Some(node))
+    }
+
+    /// Whether the node is declared lost.
+    #[must_use]
+    pub fn is_lost(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(|n| n.status == NodeStatus::Lost)
+    }
+
+    /// Events after `sequence`, oldest first.
+    pub fn events_after(&self, sequence: u64) -> impl Iterator<Item = &Event> {
+        self.events.range(sequence.saturating_add(1)..).map(|(_, event)| event)
+    }
+}

@@ -4,6 +4,11 @@
 //! starts threads, and everything it queues is bounded. It must never know engines or replicas.
 #![forbid(unsafe_code)]
 
+mod fuse;
+pub mod select;
+
+pub use fuse::Fuse;
+
 use hostio::{Completion, Ring};
 use types::{BlockOp, BlockResult, Instant, IoId};
 
@@ -70,4 +75,13 @@ pub trait Frontend {
 #[must_use]
 pub const fn owner_of(id: IoId) -> u32 {
     (id.0 >> 32) as u32
+}
+
+pub(crate) const fn io_id(owner: u32, index: u32) -> IoId {
+    IoId((owner as u64) << 32 | index as u64)
+}
+
+/// The low half of an [`IoId`].
+pub(crate) const fn index_of(id: IoId) -> u32 {
+    id.0 as u32
 }

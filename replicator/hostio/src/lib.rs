@@ -9,7 +9,9 @@
 
 pub mod clock;
 mod error;
+pub mod fuse;
 mod ioctl;
+pub mod loopdev;
 pub mod net;
 pub mod pool;
 pub mod process;

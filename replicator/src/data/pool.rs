@@ -1,0 +1,113 @@
+//! The pool's device: making it, opening it, and what else the thread needs to start.
+
+use hostio::HostError;
+use hostio::pool::PoolFile;
+use std::io;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use store::{FormatOptions, OpenError, OpenOptions, PoolDisk};
+use thiserror::Error;
+use types::{BootId, Buf, BufMut, ClusterId, PoolId};
+
+/// What the data thread needs.
+#[derive(Debug)]
+pub struct DataConfig {
+    /// The pool: a block device or a file.
+    pub pool: PathBuf,
+    /// The cluster that it must belong to (R11).
+    pub cluster: ClusterId,
+    /// The pool that this node had before, if known.
+    pub expected_pool: Option<PoolId>,
+    /// Boot of the host (R9).
+    pub boot: BootId,
+    /// Where engines of other nodes connect.
+    pub listener: TcpListener,
+    /// CPU to run on; `None` leaves it to the kernel.
+    pub cpu: Option<usize>,
+}
+
+/// Why there is no data thread.
+#[derive(Debug, Error)]
+pub enum PoolError {
+    /// The device could not be opened or locked (R12).
+    #[error("pool {path}: {source}")]
+    Device {
+        /// The configured path.
+        path: PathBuf,
+        /// The cause.
+        source: HostError,
+    },
+    /// The device is not the pool that was expected.
+    #[error("pool {path}: {source}")]
+    Open {
+        /// The configured path.
+        path: PathBuf,
+        /// The cause.
+        source: OpenError,
+    },
+    /// The host refused a resource.
+    #[error("cannot set up the {what}: {source}")]
+    Setup {
+        /// Which.
+        what: &'static str,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The thread ended before it could say why.
+    #[error("the data thread ended while starting")]
+    Ended,
+}
+
+/// Synchronous access for formatting and recovery.
+pub(super) struct Disk<'a>(pub(super) &'a PoolFile);
+
+impl PoolDisk for Disk<'_> {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read_at(&mut self, offset: u64, buf: &mut BufMut) -> Result<(), i32> {
+        self.0.read_at(offset, buf)
+    }
+
+    fn write_at(&mut self, offset: u64, data: &Buf) -> Result<(), i32> {
+        self.0.write_at(offset, data)
+    }
+
+    fn sync(&mut self) -> Result<(), i32> {
+        self.0.sync()
+    }
+}
+
+fn lock(path: &Path) -> Result<PoolFile, PoolError> {
+    PoolFile::open(path).map_err(|source| PoolError::Device { path: path.into(), source })
+}
+
+/// Makes a pool on the device or file `path`.
+///
+/// # Errors
+/// In use, not blank (unless `force`), too small, or an I/O error.
+pub fn init_pool(
+    path: &Path,
+    cluster: ClusterId,
+    pool: PoolId,
+    force: bool,
+) -> Result<(), PoolError> {
+    let file = lock(path)?;
+    let options = FormatOptions { cluster, pool, slot_size: store::DEFAULT_SLOT_SIZE, force };
+    store::format(&mut Disk(&file), &options)
+        .map_err(|source| PoolError::Open { path: path.into(), source })
+}
+
+/// Opens and recovers the configured pool.
+pub(super) fn open(config: &DataConfig) -> Result<(PoolFile, store::Store), PoolError> {
+    let file = lock(&config.pool)?;
+    let options = OpenOptions {
+        cluster: config.cluster,
+        expected_pool: config.expected_pool,
+        boot: config.boot,
+    };
+    let store = store::open(&mut Disk(&file), &options)
+        .map_err(|source| PoolError::Open { path: config.pool.clone(), source })?;
+    Ok((file, store))
+}

@@ -1,0 +1,399 @@
+//! The attach side: engines, their links, seals without an engine, and front-ends.
+
+use super::command::{Answer, DataError, DataEvent, EngineSpec};
+use super::conn::{Conn, Purpose};
+use super::thread::{Owner, SessionEnd, Thread, Work};
+use engine::{CompareResult, Engine, Input, IsrChange, LinkId, Output};
+use frontend::{BlockDevice, Status as FrontStatus};
+use hostio::Completion;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+use store::SessionId;
+use tracing::{info, warn};
+use types::{BlockOp, Epoch, Instant, IoError, IoId, ReplicaId, VolumeId};
+use wire::{Frame, Hello, Reply, Request, Role, SealInfo, WireError};
+
+/// A seal without an engine is given up after this: a lease (R3), and time to connect.
+const SEAL_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// The other end of an engine's link.
+#[derive(Clone, Copy, Debug)]
+enum LinkEnd {
+    Local(SessionId),
+    Remote(u32),
+}
+
+/// An attached volume.
+pub(super) struct Volume {
+    engine: Engine,
+    pub(super) epoch: Epoch,
+    pub(super) size: u64,
+    links: BTreeMap<LinkId, LinkEnd>,
+    pub(super) tick: Option<Instant>,
+    started: Option<Answer<Vec<ReplicaId>>>,
+    stopped: Option<Answer<bool>>,
+    compares: BTreeMap<u64, Answer<CompareResult>>,
+    /// Owners of front-ends and of their listeners.
+    pub(super) fronts: Vec<u32>,
+    pub(super) detached: Vec<Answer<()>>,
+}
+
+/// A seal on behalf of the fencing of a lost engine (R7).
+pub(super) struct Sealer {
+    hello: Hello,
+    answer: Option<Answer<SealInfo>>,
+    until: Instant,
+    session: Option<SessionId>,
+    owner: Option<u32>,
+}
+
+/// A volume as its front-ends see it: requests go to the engine's queue.
+pub(super) struct Device<'a> {
+    pub(super) volume: VolumeId,
+    pub(super) size: u64,
+    pub(super) work: &'a mut VecDeque<Work>,
+}
+
+impl BlockDevice for Device<'_> {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn submit(&mut self, id: IoId, op: BlockOp) {
+        self.work.push_back(Work::Engine(self.volume, Input::Io { id, op }));
+    }
+}
+
+impl Thread {
+    // ---- engines -----------------------------------------------------------------------------
+
+    pub(super) fn start_engine(&mut self, spec: EngineSpec, answer: Answer<Vec<ReplicaId>>) {
+        let id = spec.volume;
+        if self.volumes.contains_key(&id) {
+            let _ = answer.send(Err(DataError::Attached(id)));
+            return;
+        }
+        info!(volume = %id, epoch = %spec.epoch, "engine starts: sealing the in-sync replicas");
+        let volume = Volume {
+            epoch: spec.epoch,
+            size: spec.size,
+            engine: Engine::new(spec),
+            links: BTreeMap::new(),
+            tick: None,
+            started: Some(answer),
+            stopped: None,
+            compares: BTreeMap::new(),
+            fronts: Vec::new(),
+            detached: Vec::new(),
+        };
+        self.volumes.insert(id, volume);
+        self.work.push_back(Work::Engine(id, Input::Start));
+    }
+
+    pub(super) fn stop_engine(&mut self, id: VolumeId, answer: Answer<bool>) {
+        match self.volumes.get_mut(&id) {
+            Some(volume) => {
+                volume.stopped = Some(answer);
+                self.work.push_back(Work::Engine(id, Input::Stop));
+            }
+            None => {
+                let _ = answer.send(Err(DataError::NotAttached(id)));
+            }
+        }
+    }
+
+    pub(super) fn compare(&mut self, id: VolumeId, answer: Answer<CompareResult>) {
+        let Some(volume) = self.volumes.get_mut(&id) else {
+            let _ = answer.send(Err(DataError::NotAttached(id)));
+            return;
+        };
+        self.next_ticket += 1;
+        volume.compares.insert(self.next_ticket, answer);
+        let ticket = self.next_ticket;
+        self.work.push_back(Work::Engine(id, Input::Compare { ticket }));
+    }
+
+    pub(super) fn status(&self, id: VolumeId) -> Result<engine::Status, DataError> {
+        let volume = self.volumes.get(&id).ok_or(DataError::NotAttached(id))?;
+        Ok(volume.engine.status())
+    }
+
+    pub(super) fn step_engine(&mut self, id: VolumeId, input: Input) {
+        let Some(volume) = self.volumes.get_mut(&id) else {
+            if let Input::Io { id, .. } = input {
+                self.work.push_back(Work::Front(id, Err(IoError::Io)));
+            }
+            return;
+        };
+        let mut outputs = std::mem::take(&mut self.engine_outputs);
+        volume.engine.step(self.now, input, &mut outputs);
+        // An earlier appointment stands: steady traffic must not put ticks off.
+        volume.tick = match (volume.tick, volume.engine.next_timer()) {
+            (Some(earlier), Some(wanted)) => Some(earlier.min(wanted)),
+            (_, wanted) => wanted,
+        };
+        for output in outputs.drain(..) {
+            self.engine_output(id, output);
+        }
+        self.engine_outputs = outputs;
+    }
+
+    fn engine_output(&mut self, id: VolumeId, output: Output) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        let epoch = volume.epoch;
+        match output {
+            Output::Complete { id, result } => self.work.push_back(Work::Front(id, result)),
+            Output::Connect { link, address, hello } => self.link_connect(id, link, address, hello),
+            Output::Send { link, seq, request } => match volume.links.get(&link) {
+                Some(LinkEnd::Local(session)) => {
+                    let session = *session;
+                    self.request(session, seq, request);
+                }
+                Some(LinkEnd::Remote(owner)) => {
+                    let owner = *owner;
+                    self.push_frame(owner, &Frame::Request { seq, request });
+                }
+                None => {}
+            },
+            Output::Disconnect { link } => match volume.links.remove(&link) {
+                Some(LinkEnd::Local(session)) => self.end_session(session),
+                Some(LinkEnd::Remote(owner)) => self.close_conn(owner, true),
+                None => {}
+            },
+            Output::Activate { isr } => {
+                info!(volume = %id, %epoch, ?isr, "sealed and reconciled");
+                if let Some(answer) = volume.started.take() {
+                    let _ = answer.send(Ok(isr));
+                }
+            }
+            Output::Propose { ticket, version, change } => {
+                let (volume, isr_version) = (id, version);
+                self.tell(match change {
+                    IsrChange::Shrink(remove) => {
+                        warn!(%volume, %epoch, ?remove, "replicas are to leave the in-sync set");
+                        DataEvent::ShrinkIsr { volume, epoch, isr_version, remove, ticket }
+                    }
+                    IsrChange::Grow(add) => {
+                        DataEvent::GrowIsr { volume, epoch, isr_version, add, ticket }
+                    }
+                });
+            }
+            Output::Resynced { replica, progress } => {
+                let (total, copied) = (progress.total, progress.copied);
+                info!(volume = %id, %epoch, %replica, total, copied, "resync reached its end");
+                self.tell(DataEvent::ResyncDone { volume: id, replica, total, copied });
+            }
+            Output::ReplicaFailed { replica, reason } => {
+                warn!(volume = %id, %epoch, %replica, reason, "a replica failed");
+                self.tell(DataEvent::ReplicaFailed { replica, reason });
+            }
+            Output::Compared { ticket, result } => {
+                if let Some(answer) = volume.compares.remove(&ticket) {
+                    let _ = answer.send(result.ok_or(DataError::Comparison));
+                }
+            }
+            Output::Failed { reason } => {
+                warn!(volume = %id, %epoch, reason, "engine failed: every I/O gets an error");
+                if let Some(answer) = volume.started.take() {
+                    let _ = answer.send(Err(DataError::Engine(reason.clone())));
+                }
+                self.tell(DataEvent::EngineFailed { volume: id, epoch, reason });
+            }
+            Output::Stopped { clean } => self.engine_stopped(id, clean),
+        }
+    }
+
+    fn engine_stopped(&mut self, id: VolumeId, clean: bool) {
+        self.forget_volume_links(id);
+        let Some(volume) = self.volumes.remove(&id) else { return };
+        info!(volume = %id, epoch = %volume.epoch, clean, "engine stopped");
+        for owner in &volume.fronts {
+            self.stop_front(*owner);
+        }
+        if let Some(answer) = volume.stopped {
+            let _ = answer.send(Ok(clean));
+        }
+        for answer in volume.detached {
+            let _ = answer.send(Ok(()));
+        }
+    }
+
+    // ---- links -------------------------------------------------------------------------------
+
+    fn link_connect(
+        &mut self,
+        id: VolumeId,
+        link: LinkId,
+        address: Option<SocketAddr>,
+        hello: Hello,
+    ) {
+        let end = match address {
+            None => {
+                let end = SessionEnd::Engine { volume: id, link };
+                let session = self.open_session(end, hello);
+                self.work.push_back(Work::Engine(id, Input::Connected { link }));
+                LinkEnd::Local(session)
+            }
+            Some(address) => {
+                let purpose = Purpose::Engine { volume: id, link };
+                match self.connect(address, purpose) {
+                    Some(owner) => {
+                        self.push_frame(owner, &Frame::Hello(hello));
+                        LinkEnd::Remote(owner)
+                    }
+                    None => {
+                        self.work.push_back(Work::Engine(id, Input::Disconnected { link }));
+                        return;
+                    }
+                }
+            }
+        };
+        if let Some(volume) = self.volumes.get_mut(&id) {
+            volume.links.insert(link, end);
+        }
+    }
+
+    fn connect(&mut self, address: SocketAddr, purpose: Purpose) -> Option<u32> {
+        let fd = hostio::net::tcp_socket(&address).ok()?;
+        let owner = self.new_owner();
+        let mut conn = Conn::new(owner, fd, purpose, self.now);
+        conn.connect(&mut self.ring, address);
+        self.owners.insert(owner, Owner::Conn(conn));
+        Some(owner)
+    }
+
+    // ---- seals without an engine -------------------------------------------------------------
+
+    pub(super) fn start_seal(
+        &mut self,
+        hello: Hello,
+        address: Option<SocketAddr>,
+        answer: Answer<SealInfo>,
+    ) {
+        self.next_ticket += 1;
+        let id = self.next_ticket;
+        let hello = Hello { role: Role::Sealer, ..hello };
+        let until = self.now.after(SEAL_TIMEOUT);
+        let answer = Some(answer);
+        let mut sealer = Sealer { hello: hello.clone(), answer, until, session: None, owner: None };
+        match address {
+            None => {
+                let session = self.open_session(SessionEnd::Sealer(id), hello);
+                self.request(session, 1, Request::Seal);
+                sealer.session = Some(session);
+            }
+            Some(address) => {
+                sealer.owner = self.connect(address, Purpose::Sealer(id));
+                if let Some(owner) = sealer.owner {
+                    self.push_frame(owner, &Frame::Hello(hello));
+                    self.push_frame(owner, &Frame::Request { seq: 1, request: Request::Seal });
+                }
+            }
+        }
+        let nowhere = sealer.session.is_none() && sealer.owner.is_none();
+        self.sealers.insert(id, sealer);
+        if nowhere {
+            self.sealer_lost(id);
+        }
+    }
+
+    pub(super) fn sealer_reply(&mut self, id: u64, reply: Reply) {
+        let result = match reply {
+            Reply::Sealed(info) => Ok(info),
+            Reply::Failed(error) => Err(DataError::Replica(error)),
+            _ => Err(DataError::Replica(WireError::Invalid {
+                reason: "a seal was answered by another reply".into(),
+            })),
+        };
+        self.end_seal(id, result);
+    }
+
+    pub(super) fn sealer_lost(&mut self, id: u64) {
+        if let Some(sealer) = self.sealers.get(&id) {
+            let replica = sealer.hello.replica;
+            self.end_seal(id, Err(DataError::Unreachable(replica)));
+        }
+    }
+
+    fn end_seal(&mut self, id: u64, result: Result<SealInfo, DataError>) {
+        let Some(mut sealer) = self.sealers.remove(&id) else { return };
+        if let Some(answer) = sealer.answer.take() {
+            let _ = answer.send(result);
+        }
+        if let Some(session) = sealer.session {
+            self.end_session(session);
+        }
+        if let Some(owner) = sealer.owner {
+            self.close_conn(owner, true);
+        }
+    }
+
+    pub(super) fn overdue_seals(&mut self) {
+        let now = self.now;
+        let overdue: Vec<u64> =
+            self.sealers.iter().filter(|(_, s)| s.until <= now).map(|(id, _)| *id).collect();
+        for id in overdue {
+            self.sealer_lost(id);
+        }
+    }
+
+    pub(super) fn next_seal_timeout(&self) -> Option<Instant> {
+        self.sealers.values().map(|sealer| sealer.until).min()
+    }
+
+    // ---- front-ends --------------------------------------------------------------------------
+
+    pub(super) fn front_completed(&mut self, owner: u32, completion: Completion) {
+        let Some(Owner::Front { volume, front }) = self.owners.get_mut(&owner) else { return };
+        let id = *volume;
+        let size = self.volumes.get(&id).map_or(0, |volume| volume.size);
+        let mut device = Device { volume: id, size, work: &mut self.work };
+        let status = front.on_completion(completion, &mut self.ring, &mut device);
+        self.front_settled(owner, status);
+    }
+
+    pub(super) fn front_done(&mut self, id: IoId, result: types::BlockResult) {
+        let owner = frontend::owner_of(id);
+        let Some(Owner::Front { front, .. }) = self.owners.get_mut(&owner) else { return };
+        let status = front.on_block_done(id, result, &mut self.ring);
+        self.front_settled(owner, status);
+    }
+
+    pub(super) fn front_settled(&mut self, owner: u32, status: FrontStatus) {
+        if status == FrontStatus::Closed {
+            self.forget_front(owner);
+        }
+    }
+
+    /// A front-end or a listener is over.
+    pub(super) fn forget_front(&mut self, owner: u32) {
+        let volume = match self.owners.remove(&owner) {
+            Some(Owner::Front { volume, .. } | Owner::NbdListener { volume, .. }) => volume,
+            _ => return,
+        };
+        if let Some(volume) = self.volumes.get_mut(&volume) {
+            volume.fronts.retain(|front| *front != owner);
+            if volume.fronts.is_empty() {
+                for answer in volume.detached.drain(..) {
+                    let _ = answer.send(Ok(()));
+                }
+            }
+        }
+    }
+
+    pub(super) fn detach_frontends(&mut self, id: VolumeId, answer: Answer<()>) {
+        let Some(volume) = self.volumes.get_mut(&id) else {
+            let _ = answer.send(Ok(()));
+            return;
+        };
+        if volume.fronts.is_empty() {
+            let _ = answer.send(Ok(()));
+            return;
+        }
+        volume.detached.push(answer);
+        for owner in volume.fronts.clone() {
+            self.stop_front(owner);
+        }
+    }
+}

@@ -5,9 +5,11 @@
 #![forbid(unsafe_code)]
 
 mod fuse;
+mod nbd;
 pub mod select;
 
 pub use fuse::Fuse;
+pub use nbd::{Export, NbdConnection};
 
 use hostio::{Completion, Ring};
 use types::{BlockOp, BlockResult, Instant, IoId};

@@ -1,0 +1,145 @@
+//! Requests in progress, disk operations in flight, and what waits for records.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use types::{Buf, BufMut, Tag};
+use wire::WireError;
+
+use crate::api::SessionId;
+use crate::layout::{RecordSeq, ReplicaIndex, Slot};
+use crate::slab::Key;
+
+/// A request that could not be answered at once.
+#[derive(Debug)]
+pub(crate) struct Op {
+    pub(crate) session: SessionId,
+    pub(crate) seq: u64,
+    pub(crate) replica: ReplicaIndex,
+    pub(crate) kind: OpKind,
+    /// Whether it has submitted something to the disk.
+    pub(crate) submitted: bool,
+    /// Disk operations in flight.
+    pub(crate) io: u32,
+    /// Not answered before this record is written (or durable, for some kinds).
+    pub(crate) record: RecordSeq,
+    /// What the answer will be instead of success.
+    pub(crate) error: Option<WireError>,
+}
+
+#[derive(Debug)]
+pub(crate) enum OpKind {
+    Write {
+        offset: u64,
+        data: Buf,
+        crc: u32,
+        tag: Tag,
+        /// It waits for slots and keeps its place in that queue.
+        queued: bool,
+    },
+    /// Discard and write-zeroes.
+    Zeroes {
+        offset: u64,
+        len: u64,
+        tag: Tag,
+    },
+    Read {
+        offset: u64,
+        data: ReadData,
+    },
+    Hash {
+        offset: u64,
+        len: u64,
+        next: u32,
+        hashes: Vec<u32>,
+    },
+    Flush,
+    SealEra {
+        tag: Tag,
+    },
+    Close,
+}
+
+/// The bytes of a read.
+#[derive(Debug)]
+pub(crate) enum ReadData {
+    /// The disk's buffer will be the answer.
+    Whole(Option<Buf>),
+    /// Pieces are copied together.
+    Pieces(BufMut),
+}
+
+/// A disk operation in flight.
+#[derive(Debug)]
+pub(crate) enum Io {
+    Write {
+        op: Key,
+        offset: u64,
+        data: Buf,
+        crc: Option<u32>,
+    },
+    /// `at` is the place within the request, `began` is [`crate::sums::Sums::clock`].
+    Read {
+        op: Key,
+        at: u32,
+        offset: u64,
+        len: u64,
+        began: u64,
+    },
+    Hash {
+        op: Key,
+        block: u32,
+        offset: u64,
+        len: u64,
+        began: u64,
+    },
+    Log,
+    Sync,
+    Zero {
+        first: Slot,
+        count: u32,
+        by_write: bool,
+    },
+    Page,
+    Checkpoint,
+    Superblock,
+}
+
+/// What to do when a record got far enough.
+#[derive(Debug)]
+pub(crate) enum Wake {
+    Op(Key),
+    Admin(u64),
+    Seal(ReplicaIndex),
+    Release(Vec<Slot>),
+}
+
+/// Who waits for which record; in order of the records, then of arrival.
+#[derive(Debug, Default)]
+pub(crate) struct Waits {
+    pub(crate) written: BTreeMap<RecordSeq, Vec<Wake>>,
+    pub(crate) durable: BTreeMap<RecordSeq, Vec<Wake>>,
+    woken: VecDeque<Wake>,
+}
+
+impl Waits {
+    /// The next one that need not wait any more.
+    pub(crate) fn next(&mut self, written: RecordSeq, durable: RecordSeq) -> Option<Wake> {
+        if self.woken.is_empty() {
+            for (map, reached) in [(&mut self.durable, durable), (&mut self.written, written)] {
+                while let Some(entry) = map.first_entry().filter(|entry| *entry.key() <= reached) {
+                    self.woken.extend(entry.remove());
+                }
+            }
+        }
+        self.woken.pop_front()
+    }
+
+    /// Everybody, when nothing will get any further.
+    pub(crate) fn drain(&mut self) -> Vec<Wake> {
+        let mut all: Vec<Wake> = self.woken.drain(..).collect();
+        for map in [&mut self.durable, &mut self.written] {
+            all.extend(std::mem::take(map).into_values().flatten());
+        }
+        all
+    }
+}

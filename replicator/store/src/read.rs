@@ -1,0 +1,266 @@
+//! Reads, hashes and tags: nothing here changes anything.
+//!
+//! A read error of the disk fails the request and is reported, but the replica stays: R13 is about
+//! writes and syncs, after which nobody knows what the disk holds. After a failed read the data may
+//! still be readable, and the engine has another copy.
+
+use types::{BLOCK, Buf, BufMut, HASH_BLOCK, MAX_IO, Tag, crc32c, in_bounds};
+use wire::{Reply, WireError};
+
+use crate::api::{Event, Output, SessionId};
+use crate::layout::Region;
+use crate::op::{Io, OpKind, ReadData};
+use crate::slab::Key;
+use crate::store::Store;
+
+/// Longest range hashed by one request, in bytes.
+const MAX_HASH: u64 = 64 << 20;
+/// Disk reads in flight for one hash request.
+const HASH_READS: u32 = 16;
+/// Most regions in one answer.
+const MAX_REGIONS: usize = (MAX_IO / 4) as usize;
+
+impl Store {
+    pub(crate) fn read(
+        &mut self,
+        id: SessionId,
+        seq: u64,
+        offset: u64,
+        len: u32,
+        out: &mut Vec<Output>,
+    ) {
+        let index = self.sessions[&id].replica;
+        let bytes = u64::from(len);
+        if !in_bounds(offset, bytes, self.state.replicas[&index].size) || bytes > MAX_IO {
+            return self.invalid(id, seq, "offset or length of a read", out);
+        }
+        let whole = matches!(self.extent(index, offset, bytes), Some((_, have)) if have == bytes);
+        let data = if whole {
+            ReadData::Whole(None)
+        } else {
+            ReadData::Pieces(BufMut::zeroed(len as usize))
+        };
+        let Some(key) = self.op(id, seq, OpKind::Read { offset, data }) else { return };
+        let began = self.sums.clock();
+        let slot_size = self.state.layout.slot_size;
+        let mut done = 0;
+        while done < bytes {
+            let at = offset + done;
+            let Some((from, have)) = self.extent(index, at, bytes - done) else {
+                done += slot_size - at % slot_size;
+                continue;
+            };
+            self.submitted(key);
+            self.pin(from, have);
+            if let Some(op) = self.ops.get_mut(key) {
+                op.io += 1;
+            }
+            let io = Io::Read { op: key, at: done as u32, offset: from, len: have, began };
+            let io = self.io(io);
+            out.push(Output::Read { id: io, offset: from, len: have as u32 });
+            done += have;
+        }
+        self.finish_read(key, out);
+    }
+
+    pub(crate) fn read_ended(
+        &mut self,
+        key: Key,
+        at: u32,
+        offset: u64,
+        (len, began): (u64, u64),
+        done: Result<Option<Buf>, i32>,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(op) = self.ops.get_mut(key) else { return };
+        op.io -= 1;
+        let OpKind::Read { offset: start, .. } = op.kind else { return };
+        let from = start + u64::from(at);
+        if let Some(buf) = self.check_read(key, from, offset, len, began, done, out)
+            && let Some(OpKind::Read { data, .. }) = self.ops.get_mut(key).map(|op| &mut op.kind)
+        {
+            match data {
+                ReadData::Whole(whole) => *whole = Some(buf),
+                ReadData::Pieces(bytes) => bytes.as_mut_slice()
+                    [at as usize..at as usize + buf.len()]
+                    .copy_from_slice(buf.as_slice()),
+            }
+        }
+        self.finish_read(key, out);
+    }
+
+    /// The bytes read from pool offset `at` if they are what was written; `from` is their volume
+    /// offset.
+    #[allow(clippy::too_many_arguments)]
+    fn check_read(
+        &mut self,
+        key: Key,
+        from: u64,
+        at: u64,
+        len: u64,
+        began: u64,
+        done: Result<Option<Buf>, i32>,
+        out: &mut Vec<Output>,
+    ) -> Option<Buf> {
+        let index = self.ops.get(key)?.replica;
+        let replica = self.state.replicas.get(&index).map(|state| state.replica)?;
+        // A short or missing buffer is an error of the caller's disk.
+        let done = done.and_then(|buf| buf.filter(|buf| buf.len() as u64 == len).ok_or(EIO));
+        let (error, event, buf) = match done {
+            Err(errno) => {
+                let event = Event::ReadError { replica, offset: from, errno };
+                (Some(WireError::Disk { errno }), Some(event), None)
+            }
+            Ok(buf) => match self.sums.verify(at, buf.as_slice(), began, None) {
+                Ok(()) => (None, None, Some(buf)),
+                Err(within) => {
+                    let offset = from + within as u64;
+                    let event = Event::ChecksumMismatch { replica, offset };
+                    (Some(WireError::Checksum { offset }), Some(event), None)
+                }
+            },
+        };
+        if let (Some(error), Some(op)) = (error, self.ops.get_mut(key)) {
+            op.error.get_or_insert(error);
+        }
+        if let Some(event) = event {
+            self.event(event, out);
+        }
+        buf
+    }
+
+    pub(crate) fn finish_read(&mut self, key: Key, out: &mut Vec<Output>) {
+        let Some(op) = self.ops.get_mut(key).filter(|op| op.io == 0) else { return };
+        let OpKind::Read { data, .. } = &mut op.kind else { return };
+        let data = match std::mem::replace(data, ReadData::Whole(None)) {
+            ReadData::Whole(Some(buf)) => buf,
+            ReadData::Whole(None) => Buf::zeroed(0),
+            ReadData::Pieces(bytes) => bytes.freeze(),
+        };
+        let crc = crc32c(data.as_slice());
+        self.finish(key, Reply::Data { data, crc }, out);
+    }
+
+    pub(crate) fn hash(
+        &mut self,
+        id: SessionId,
+        seq: u64,
+        offset: u64,
+        len: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let size = self.state.replicas[&self.sessions[&id].replica].size;
+        let end = offset.saturating_add(len);
+        let aligned = offset.is_multiple_of(HASH_BLOCK)
+            && (end.is_multiple_of(HASH_BLOCK) || end == size)
+            && in_bounds(offset, len, size);
+        if !aligned || len > MAX_HASH {
+            return self.invalid(id, seq, "offset or length of a hash", out);
+        }
+        let hashes = vec![0; len.div_ceil(HASH_BLOCK) as usize];
+        let kind = OpKind::Hash { offset, len, next: 0, hashes };
+        if let Some(key) = self.op(id, seq, kind) {
+            self.continue_hash(key, out);
+        }
+    }
+
+    /// Submits the next reads, or answers.
+    pub(crate) fn continue_hash(&mut self, key: Key, out: &mut Vec<Output>) {
+        let slots = self.state.layout;
+        loop {
+            let Some(op) = self.ops.get_mut(key) else { return };
+            let (index, error, io) = (op.replica, op.error.is_some(), op.io);
+            let OpKind::Hash { offset, len, next, hashes } = &mut op.kind else { return };
+            if *next as usize == hashes.len() || error {
+                if io == 0 {
+                    let hashes = std::mem::take(hashes);
+                    self.finish(key, Reply::Hashes(hashes), out);
+                }
+                return;
+            }
+            if io >= HASH_READS {
+                return;
+            }
+            let block = *next;
+            *next += 1;
+            let at = *offset + u64::from(block) * HASH_BLOCK;
+            let bytes = HASH_BLOCK.min(*offset + *len - at);
+            // A hash block lies within one slot.
+            debug_assert!(at % slots.slot_size + bytes <= slots.slot_size);
+            let Some((from, _)) = self.extent(index, at, bytes) else {
+                let hash = self.zero_hash(bytes);
+                self.set_hash(key, block, hash);
+                continue;
+            };
+            self.submitted(key);
+            self.pin(from, bytes);
+            if let Some(op) = self.ops.get_mut(key) {
+                op.io += 1;
+            }
+            let began = self.sums.clock();
+            let id = self.io(Io::Hash { op: key, block, offset: from, len: bytes, began });
+            out.push(Output::Read { id, offset: from, len: bytes as u32 });
+        }
+    }
+
+    fn zero_hash(&self, bytes: u64) -> u32 {
+        let zeros = [0; BLOCK as usize];
+        (0..bytes / BLOCK).fold(0, |crc, _| types::crc32c_append(crc, &zeros))
+    }
+
+    fn set_hash(&mut self, key: Key, block: u32, hash: u32) {
+        if let Some(OpKind::Hash { hashes, .. }) = self.ops.get_mut(key).map(|op| &mut op.kind)
+            && let Some(entry) = hashes.get_mut(block as usize)
+        {
+            *entry = hash;
+        }
+    }
+
+    pub(crate) fn hash_ended(
+        &mut self,
+        key: Key,
+        block: u32,
+        at: u64,
+        (len, began): (u64, u64),
+        done: Result<Option<Buf>, i32>,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(op) = self.ops.get_mut(key) else { return };
+        op.io -= 1;
+        let OpKind::Hash { offset, .. } = op.kind else { return };
+        let from = offset + u64::from(block) * HASH_BLOCK;
+        if let Some(buf) = self.check_read(key, from, at, len, began, done, out) {
+            self.set_hash(key, block, crc32c(buf.as_slice()));
+        }
+        self.continue_hash(key, out);
+    }
+
+    /// R19: regions with a tag above `above`, from `first` on, as many as an answer holds.
+    pub(crate) fn tags(
+        &mut self,
+        id: SessionId,
+        seq: u64,
+        above: Tag,
+        first: u32,
+        out: &mut Vec<Output>,
+    ) {
+        let state = &self.state.replicas[&self.sessions[&id].replica];
+        let count = state.tags().len() as u32;
+        let mut regions = Vec::new();
+        let mut next = None;
+        for region in first.min(count)..count {
+            if state.tag(Region(region)) <= above {
+                continue;
+            }
+            if regions.len() == MAX_REGIONS {
+                next = Some(region);
+                break;
+            }
+            regions.push(region);
+        }
+        self.reply(id, seq, Reply::Regions { regions, next }, out);
+    }
+}
+
+/// What a disk answers that broke the contract of [`crate::IoResult`].
+const EIO: i32 = 5;

@@ -1,0 +1,327 @@
+//! Sessions: who may talk to a replica, seals and leases (R3, R8, R11).
+//!
+//! ```text
+//!  Open ──▶ refused (reply 0, closed)
+//!   │
+//!   ▼  Seal: promise, close all others        record durable, I/O of others done,
+//!  open ─────────────────────────▶ sealing ─── lease of others over ───▶ sealed ──▶ Close
+//!                                    │
+//!                                    └── a later Seal closes it
+//! ```
+//!
+//! A replica has at most one sealed session: a seal closes every other one that is not of a higher
+//! epoch, also an earlier connection of the same engine, so nothing of an old connection can land
+//! after something of the new one. The lease is waited for unless its holder is the very engine
+//! that seals.
+//!
+//! Replies to any sealed session but a sealer's renew the lease, also a target's: an engine that
+//! promotes a target may then count on the lease at once, and waiting for one that nobody uses
+//! costs a seal at most [`types::LEASE`].
+
+use types::{EngineInstance, Epoch, Instant};
+use wire::{Hello, Reply, Request, Role, SealInfo, WireError};
+
+use crate::api::{Output, SessionId};
+use crate::layout::{RecordSeq, ReplicaIndex};
+use crate::op::{Op, OpKind, Wake};
+use crate::record::Change;
+use crate::slab::Key;
+use crate::store::{MAX_SESSION_OPS, Session, Store, failure_text};
+
+/// A seal that waits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SealWait {
+    session: SessionId,
+    seq: u64,
+    record: RecordSeq,
+}
+
+impl SealWait {
+    /// Session and sequence number of the request.
+    pub(crate) fn request(&self) -> (SessionId, u64) {
+        (self.session, self.seq)
+    }
+}
+
+impl Store {
+    pub(crate) fn open_session(&mut self, id: SessionId, hello: &Hello, out: &mut Vec<Output>) {
+        match self.check_hello(hello) {
+            Ok(replica) => {
+                let session = Session {
+                    replica,
+                    epoch: hello.epoch,
+                    instance: hello.instance,
+                    role: hello.role,
+                    sealed: false,
+                    closing: false,
+                    ops: 0,
+                };
+                self.sessions.insert(id, session);
+            }
+            Err(error) => {
+                out.push(Output::Reply { session: id, seq: 0, reply: Reply::Failed(error) });
+                out.push(Output::CloseSession { session: id });
+            }
+        }
+    }
+
+    fn check_hello(&self, hello: &Hello) -> Result<ReplicaIndex, WireError> {
+        let failed = |reason: String| Err(WireError::ReplicaFailed { reason });
+        if hello.cluster != self.superblock.cluster {
+            let ours = self.superblock.cluster;
+            let reason = format!("this is cluster {ours}, the session is of {}", hello.cluster);
+            return Err(WireError::Refused { reason });
+        }
+        let Some(index) = self.by_id.get(&hello.replica) else {
+            return failed(format!("replica {} is not in this pool", hello.replica));
+        };
+        let state = &self.state.replicas[index];
+        if state.volume != hello.volume {
+            return failed(format!("it is of volume {}, not {}", state.volume, hello.volume));
+        }
+        if state.incarnation != hello.incarnation {
+            let (ours, theirs) = (state.incarnation, hello.incarnation);
+            return failed(format!("its incarnation is {ours}, not {theirs}"));
+        }
+        if let Some(errno) = self.failure(state) {
+            return failed(failure_text(errno));
+        }
+        self.check_epoch(*index, hello.epoch, hello.instance)?;
+        Ok(*index)
+    }
+
+    fn check_epoch(
+        &self,
+        index: ReplicaIndex,
+        epoch: Epoch,
+        instance: EngineInstance,
+    ) -> Result<(), WireError> {
+        let state = &self.state.replicas[&index];
+        if epoch < state.sealed || (epoch == state.sealed && instance != state.instance) {
+            return Err(WireError::Fenced { sealed: state.sealed });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn request(
+        &mut self,
+        id: SessionId,
+        seq: u64,
+        request: Request,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(session) = self.sessions.get(&id) else { return };
+        let index = session.replica;
+        let state = &self.state.replicas[&index];
+        if let Some(errno) = self.failure(state) {
+            let reason = failure_text(errno);
+            return self.reply(id, seq, Reply::Failed(WireError::ReplicaFailed { reason }), out);
+        }
+        let refusal = match request {
+            _ if session.closing => Some("the session is being closed"),
+            Request::Seal | Request::Close { .. } => None,
+            _ if session.role == Role::Sealer => Some("a sealer only seals"),
+            _ if !session.sealed => Some("the session has not sealed"),
+            Request::SealEra { .. } if session.role != Role::Member => {
+                Some("eras are sealed on ISR members only")
+            }
+            _ if session.ops >= MAX_SESSION_OPS => Some("too many requests in flight"),
+            _ => None,
+        };
+        if let Some(reason) = refusal {
+            return self.invalid(id, seq, reason, out);
+        }
+        let epoch = session.epoch;
+        let tag = |era| types::Tag { epoch, era };
+        match request {
+            Request::Seal => self.seal(id, seq, out),
+            Request::Close { clean } => self.close(id, seq, clean, out),
+            Request::Ping => self.reply(id, seq, Reply::Done, out),
+            Request::Write { offset, data, crc, era } => {
+                self.write(id, seq, (offset, data, crc), tag(era), out);
+            }
+            Request::Discard { offset, len, era } | Request::WriteZeroes { offset, len, era } => {
+                self.zeroes(id, seq, (offset, len), tag(era), out);
+            }
+            Request::Read { offset, len } => self.read(id, seq, offset, len, out),
+            Request::Hash { offset, len } => self.hash(id, seq, offset, len, out),
+            Request::Tags { above, first } => self.tags(id, seq, above, first, out),
+            Request::Flush => self.flush(id, seq, out),
+            Request::SealEra { era } => self.seal_era(id, seq, tag(era), out),
+        }
+    }
+
+    /// Registers a request of an open session.
+    pub(crate) fn op(&mut self, session: SessionId, seq: u64, kind: OpKind) -> Option<Key> {
+        let entry = self.sessions.get_mut(&session)?;
+        entry.ops += 1;
+        Some(self.ops.insert(Op {
+            session,
+            seq,
+            replica: entry.replica,
+            kind,
+            submitted: false,
+            io: 0,
+            record: RecordSeq(0),
+            error: None,
+        }))
+    }
+
+    fn seal(&mut self, id: SessionId, seq: u64, out: &mut Vec<Output>) {
+        let session = &self.sessions[&id];
+        let (index, epoch, instance) = (session.replica, session.epoch, session.instance);
+        if session.sealed {
+            let info = self.seal_info(index);
+            return self.reply(id, seq, Reply::Sealed(info), out);
+        }
+        // Another session may have sealed since the Hello.
+        if let Err(error) = self.check_epoch(index, epoch, instance) {
+            self.reply(id, seq, Reply::Failed(error), out);
+            return self.close_session(id, out);
+        }
+        let others: Vec<SessionId> = self
+            .sessions
+            .iter()
+            .filter(|(other, session)| {
+                session.replica == index && **other != id && session.epoch <= epoch
+            })
+            .map(|(other, _)| *other)
+            .collect();
+        for other in others {
+            self.close_session(other, out);
+        }
+        let state = &self.state.replicas[&index];
+        let record = if (state.sealed, state.instance) == (epoch, instance) {
+            // Perhaps promised a moment ago by a session that is gone: durable all the same.
+            self.log.appended()
+        } else {
+            self.commit(index, &Change::Seal { epoch, instance })
+        };
+        if let Some(replica) = self.replicas.get_mut(&index) {
+            replica.seal = Some(SealWait { session: id, seq, record });
+        }
+        if self.log.durable() >= record {
+            self.try_seal(index, out);
+        } else {
+            self.when_durable(record, Wake::Seal(index));
+        }
+    }
+
+    /// Answers the seal that waits, if nothing is in its way any more (R3).
+    pub(crate) fn try_seal(&mut self, index: ReplicaIndex, out: &mut Vec<Output>) {
+        let Some(replica) = self.replicas.get_mut(&index) else { return };
+        let Some(wait) = replica.seal else { return };
+        if self.log.durable() < wait.record || replica.submitted > 0 {
+            return;
+        }
+        let Some(session) = self.sessions.get_mut(&wait.session) else {
+            replica.seal = None;
+            return;
+        };
+        let own = replica.lease_holder == Some((session.epoch, session.instance));
+        if self.now < replica.lease_until && !own {
+            return out.push(Output::Timer(replica.lease_until));
+        }
+        replica.seal = None;
+        session.sealed = true;
+        let info = self.seal_info(index);
+        self.reply(wait.session, wait.seq, Reply::Sealed(info), out);
+    }
+
+    fn seal_info(&self, index: ReplicaIndex) -> SealInfo {
+        let state = &self.state.replicas[&index];
+        SealInfo {
+            epoch: state.sealed,
+            last_sealed: state.last_sealed,
+            unbroken: state.in_use.is_none_or(|boot| boot == self.boot),
+            clean: state.in_use.is_none(),
+            size: state.size,
+            boot: self.boot,
+        }
+    }
+
+    pub(crate) fn tick(&mut self, out: &mut Vec<Output>) {
+        let waiting: Vec<ReplicaIndex> = self
+            .replicas
+            .iter()
+            .filter(|(_, replica)| replica.seal.is_some())
+            .map(|(index, _)| *index)
+            .collect();
+        for index in waiting {
+            self.try_seal(index, out);
+        }
+    }
+
+    /// Last request of a session: the lease is given back at once, and if the engine vouches for
+    /// it the in-use mark goes after a sync (R9, R20).
+    fn close(&mut self, id: SessionId, seq: u64, clean: bool, out: &mut Vec<Output>) {
+        let session = &self.sessions[&id];
+        let index = session.replica;
+        let counts = clean && session.sealed && session.role == Role::Member;
+        if counts && session.ops > 0 {
+            return self.invalid(id, seq, "a clean close while requests are in flight", out);
+        }
+        if !counts || self.state.replicas[&index].in_use.is_none() {
+            self.reply(id, seq, Reply::Done, out);
+            self.give_lease_back(id);
+            return self.close_session(id, out);
+        }
+        let Some(key) = self.op(id, seq, OpKind::Close) else { return };
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.closing = true;
+        }
+        self.submitted(key);
+        self.when_synced(index, key, out);
+    }
+
+    /// After the sync of a clean close, and again after its record.
+    pub(crate) fn continue_close(&mut self, key: Key, out: &mut Vec<Output>) {
+        let Some(op) = self.ops.get(key) else { return };
+        let (id, index, record) = (op.session, op.replica, op.record);
+        let alive = self.state.replicas.get(&index).is_some_and(|state| state.failed.is_none());
+        if record == RecordSeq(0) && alive && self.sessions.contains_key(&id) {
+            let record = self.commit(index, &Change::Clean);
+            if let Some(op) = self.ops.get_mut(key) {
+                op.record = record;
+            }
+            return self.when_durable(record, Wake::Op(key));
+        }
+        self.finish(key, Reply::Done, out);
+        self.give_lease_back(id);
+        if self.sessions.contains_key(&id) {
+            self.close_session(id, out);
+        }
+    }
+
+    fn give_lease_back(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get(&id) else { return };
+        if let Some(replica) = self.replicas.get_mut(&session.replica)
+            && replica.lease_holder == Some((session.epoch, session.instance))
+        {
+            replica.lease_until = Instant::default();
+        }
+    }
+
+    /// Ends a session from this side.
+    pub(crate) fn close_session(&mut self, id: SessionId, out: &mut Vec<Output>) {
+        out.push(Output::CloseSession { session: id });
+        self.drop_session(id);
+    }
+
+    /// Forgets a session and its requests that submitted nothing yet.
+    pub(crate) fn drop_session(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.remove(&id) else { return };
+        let queued: Vec<Key> = self
+            .ops
+            .iter()
+            .filter(|(_, op)| op.session == id && !op.submitted)
+            .map(|(key, _)| key)
+            .collect();
+        for key in queued {
+            self.ops.remove(key);
+        }
+        if let Some(replica) = self.replicas.get_mut(&session.replica) {
+            replica.seal = replica.seal.filter(|wait| wait.session != id);
+        }
+    }
+}

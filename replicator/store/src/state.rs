@@ -1,0 +1,225 @@
+//! The durable state of a pool, and the one function that changes it.
+//!
+//! Serving and recovery apply the same [`Change`]s by the same [`PoolState::apply`], so what is
+//! recovered is by construction what was logged.
+
+use std::collections::BTreeMap;
+
+use types::{
+    BLOCK, BootId, EngineInstance, Epoch, Incarnation, MAX_VOLUME, ReplicaId, Tag, VolumeId,
+};
+
+use crate::layout::{self, Layout, Region, ReplicaIndex, Slot, VSlot};
+use crate::record::Change;
+
+/// What the pool remembers of a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ReplicaState {
+    pub(crate) volume: VolumeId,
+    pub(crate) replica: ReplicaId,
+    pub(crate) incarnation: Incarnation,
+    /// Bytes.
+    pub(crate) size: u64,
+    /// Lower epochs are refused, and so is another instance at this one (R3).
+    pub(crate) sealed: Epoch,
+    pub(crate) instance: EngineInstance,
+    /// R18; the checksum table is right for all regions with a tag up to this.
+    pub(crate) last_sealed: Tag,
+    /// Boot of the writes since the last clean close (R9).
+    pub(crate) in_use: Option<BootId>,
+    /// Errno of the permanent failure (R13).
+    pub(crate) failed: Option<i32>,
+    /// The slot of each piece.
+    map: Vec<u32>,
+    /// Last write of each region (R17).
+    tags: Vec<Tag>,
+    /// Pieces that have a slot.
+    pub(crate) allocated: u32,
+}
+
+const NONE: u32 = u32::MAX;
+
+impl ReplicaState {
+    pub(crate) fn slot(&self, vslot: VSlot) -> Option<Slot> {
+        self.map.get(vslot.0 as usize).copied().filter(|slot| *slot != NONE).map(Slot)
+    }
+
+    pub(crate) fn tag(&self, region: Region) -> Tag {
+        self.tags.get(region.0 as usize).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn tags(&self) -> &[Tag] {
+        &self.tags
+    }
+
+    pub(crate) fn vslots(&self) -> u32 {
+        self.map.len() as u32
+    }
+
+    /// The allocated pieces of `first..end`, ascending.
+    pub(crate) fn mapped(
+        &self,
+        first: u32,
+        end: u32,
+    ) -> impl Iterator<Item = (VSlot, Slot)> + use<'_> {
+        let end = end.min(self.vslots());
+        let first = first.min(end);
+        self.map[first as usize..end as usize]
+            .iter()
+            .zip(first..)
+            .filter(|(slot, _)| **slot != NONE)
+            .map(|(slot, vslot)| (VSlot(vslot), Slot(*slot)))
+    }
+}
+
+/// Everything durable of a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PoolState {
+    pub(crate) layout: Layout,
+    pub(crate) replicas: BTreeMap<ReplicaIndex, ReplicaState>,
+    /// One bit per slot: some replica owns it.
+    used: Vec<u64>,
+}
+
+/// A change that contradicts the state: only damage can cause it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Contradiction(pub(crate) &'static str);
+
+impl PoolState {
+    pub(crate) fn new(layout: Layout) -> Self {
+        let words = (layout.slots as usize).div_ceil(64);
+        Self { layout, replicas: BTreeMap::new(), used: vec![0; words] }
+    }
+
+    pub(crate) fn is_used(&self, slot: Slot) -> bool {
+        self.used[slot.0 as usize / 64] & (1 << (slot.0 % 64)) != 0
+    }
+
+    fn set_used(&mut self, slot: Slot, used: bool) {
+        let bit = 1 << (slot.0 % 64);
+        let word = &mut self.used[slot.0 as usize / 64];
+        *word = if used { *word | bit } else { *word & !bit };
+    }
+
+    /// Regions of all replicas.
+    pub(crate) fn regions(&self) -> u64 {
+        self.replicas.values().map(|replica| layout::regions(replica.size) as u64).sum()
+    }
+
+    /// Applies a change to replica `index`; slots that lost their owner are added to `freed`.
+    pub(crate) fn apply(
+        &mut self,
+        index: ReplicaIndex,
+        change: &Change,
+        freed: &mut Vec<Slot>,
+    ) -> Result<(), Contradiction> {
+        if let Change::Create { volume, replica, incarnation, size } = *change {
+            if !size_is_valid(size) {
+                return Err(Contradiction("size"));
+            }
+            if self.replicas.contains_key(&index) {
+                return Err(Contradiction("replica exists"));
+            }
+            let state = ReplicaState {
+                volume,
+                replica,
+                incarnation,
+                size,
+                sealed: Epoch(0),
+                instance: EngineInstance::default(),
+                last_sealed: Tag::default(),
+                in_use: None,
+                failed: None,
+                map: vec![NONE; self.layout.vslots(size)],
+                tags: vec![Tag::default(); layout::regions(size)],
+                allocated: 0,
+            };
+            self.replicas.insert(index, state);
+            return Ok(());
+        }
+        let layout = self.layout;
+        let replica = self.replicas.get_mut(&index).ok_or(Contradiction("no such replica"))?;
+        match *change {
+            Change::Create { .. } => {}
+            Change::Delete => {
+                let vslots = replica.vslots();
+                self.unmap(index, 0, vslots, freed)?;
+                self.replicas.remove(&index);
+            }
+            Change::Resize { size } => {
+                if size < replica.size || !size_is_valid(size) {
+                    return Err(Contradiction("size"));
+                }
+                replica.size = size;
+                replica.map.resize(layout.vslots(size), NONE);
+                replica.tags.resize(layout::regions(size), Tag::default());
+            }
+            Change::Seal { epoch, instance } => {
+                if epoch < replica.sealed {
+                    return Err(Contradiction("epoch goes back"));
+                }
+                replica.sealed = epoch;
+                replica.instance = instance;
+            }
+            Change::SealEra { tag } => {
+                if tag < replica.last_sealed {
+                    return Err(Contradiction("era goes back"));
+                }
+                replica.last_sealed = tag;
+            }
+            Change::InUse { boot } => replica.in_use = Some(boot),
+            Change::Clean => replica.in_use = None,
+            Change::Failed { errno } => replica.failed = Some(errno),
+            Change::Tag { tag, first, count } => {
+                let end = first.0 as usize + count as usize;
+                let tags = replica.tags.get_mut(first.0 as usize..end);
+                tags.ok_or(Contradiction("region"))?.fill(tag);
+            }
+            Change::Map { vslot, slot } => {
+                if slot.0 >= layout.slots {
+                    return Err(Contradiction("slot"));
+                }
+                let entry =
+                    replica.map.get_mut(vslot.0 as usize).ok_or(Contradiction("map entry"))?;
+                if *entry != NONE {
+                    return Err(Contradiction("mapped twice"));
+                }
+                *entry = slot.0;
+                replica.allocated += 1;
+                if self.is_used(slot) {
+                    return Err(Contradiction("slot owned twice"));
+                }
+                self.set_used(slot, true);
+            }
+            Change::Unmap { first, count } => self.unmap(index, first.0, count, freed)?,
+        }
+        Ok(())
+    }
+
+    fn unmap(
+        &mut self,
+        index: ReplicaIndex,
+        first: u32,
+        count: u32,
+        freed: &mut Vec<Slot>,
+    ) -> Result<(), Contradiction> {
+        let replica = self.replicas.get_mut(&index).ok_or(Contradiction("no such replica"))?;
+        let end = first as usize + count as usize;
+        let entries = replica.map.get_mut(first as usize..end).ok_or(Contradiction("map entry"))?;
+        let from = freed.len();
+        for entry in entries.iter_mut().filter(|entry| **entry != NONE) {
+            freed.push(Slot(*entry));
+            *entry = NONE;
+        }
+        replica.allocated -= (freed.len() - from) as u32;
+        for slot in &freed[from..] {
+            self.set_used(*slot, false);
+        }
+        Ok(())
+    }
+}
+
+/// Whether `size` (bytes) can be a replica's.
+pub(crate) const fn size_is_valid(size: u64) -> bool {
+    size > 0 && size.is_multiple_of(BLOCK) && size <= MAX_VOLUME
+}

@@ -1,0 +1,262 @@
+//! The checksum table: CRC32C of every block of every slot, kept beside the data.
+//!
+//! In memory the checksums of allocated slots are always right or unknown. On disk they are
+//! settled only when an era is sealed, so that an overwrite stays one write; a region whose tag is
+//! above the last sealed one is therefore not trusted after a restart (R17 makes the tag durable
+//! before the data). Each page has two copies, written in turns, so that a torn page write leaves
+//! the one before.
+//!
+//! All pages of the pool are read when it is opened and the checksums of allocated slots stay in
+//! memory: 4 bytes per 4 KiB.
+
+use bytemuck::{Pod, Zeroable};
+use types::{BLOCK, Buf, BufMut, crc32c};
+
+use crate::OpenError;
+use crate::disk::{self, PoolDisk};
+use crate::layout::{Layout, PAGE_HEADER, Slot};
+use crate::state::PoolState;
+use crate::superblock::{block_is_intact, seal_block};
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Header {
+    magic: [u8; 4],
+    /// CRC32C of the block with this field zero.
+    crc: u32,
+    /// Higher is newer; its parity is the copy.
+    sequence: u64,
+    page: u32,
+    zero: [u32; 3],
+}
+
+const _: () = assert!(size_of::<Header>() as u64 == PAGE_HEADER);
+const MAGIC: [u8; 4] = *b"HFCS";
+const CRC_AT: usize = 4;
+/// Blocks of the table read at once.
+const SCAN: u64 = 256;
+
+/// Stands for "not known". A block whose real checksum is this is not verified: one in 2^32.
+pub(crate) const UNKNOWN: u32 = 0;
+
+/// What is known of a slot in memory.
+#[derive(Clone, Debug, Default)]
+struct SlotSums {
+    /// One per block while the slot is allocated.
+    sums: Option<Box<[u32]>>,
+    /// When it was last written, by [`Sums::clock`].
+    last_write: u64,
+    /// Differs from its page on disk, and its replica knows.
+    unsettled: bool,
+}
+
+/// The checksums of a pool.
+#[derive(Debug)]
+pub(crate) struct Sums {
+    layout: Layout,
+    slots: Vec<SlotSums>,
+    /// Sequence of each page's newest copy.
+    pages: Vec<u64>,
+    /// Counts beginnings and ends of writes: a read that one fell into cannot be judged.
+    clock: u64,
+    zero_sum: u32,
+}
+
+impl Sums {
+    pub(crate) fn new(layout: Layout) -> Self {
+        Self {
+            layout,
+            slots: vec![SlotSums::default(); layout.slots as usize],
+            pages: vec![0; layout.pages() as usize],
+            clock: 0,
+            zero_sum: crc32c(&[0; BLOCK as usize]),
+        }
+    }
+
+    /// Reads the table; keeps what `state` says to be allocated and settled. Every other allocated
+    /// slot is returned: unknown, and to be settled as that.
+    pub(crate) fn load(
+        disk: &mut dyn PoolDisk,
+        state: &PoolState,
+    ) -> Result<(Self, Vec<Slot>), OpenError> {
+        let layout = state.layout;
+        let mut sums = Self::new(layout);
+        for replica in state.replicas.values() {
+            for (_, slot) in replica.mapped(0, replica.vslots()) {
+                sums.slots[slot.0 as usize].sums =
+                    Some(vec![UNKNOWN; layout.slot_blocks()].into_boxed_slice());
+            }
+        }
+        let copies = u64::from(layout.pages()) * 2;
+        let mut at = 0;
+        while at < copies {
+            let count = SCAN.min(copies - at);
+            let buf = disk::read(disk, layout.page(0, 0) + at * BLOCK, count * BLOCK)?;
+            for (pair, index) in
+                buf.as_slice().chunks_exact(2 * BLOCK as usize).zip((at / 2) as u32..)
+            {
+                sums.load_page(index, pair);
+            }
+            at += count;
+        }
+        let mut unsettled = Vec::new();
+        for replica in state.replicas.values() {
+            for (vslot, slot) in replica.mapped(0, replica.vslots()) {
+                if replica.tag(layout.region_of(vslot)) > replica.last_sealed {
+                    let entry = &mut sums.slots[slot.0 as usize];
+                    if let Some(sums) = entry.sums.as_mut() {
+                        sums.fill(UNKNOWN);
+                    }
+                    entry.unsettled = true;
+                    unsettled.push(slot);
+                }
+            }
+        }
+        Ok((sums, unsettled))
+    }
+
+    fn load_page(&mut self, page: u32, pair: &[u8]) {
+        let copies = pair.chunks_exact(BLOCK as usize);
+        let newest = copies
+            .filter_map(|block| {
+                let header: Header = bytemuck::pod_read_unaligned(&block[..PAGE_HEADER as usize]);
+                (header.magic == MAGIC && header.page == page && block_is_intact(block, CRC_AT))
+                    .then_some((header.sequence, block))
+            })
+            .max_by_key(|(sequence, _)| *sequence);
+        // A page that was never written, or is damaged, protects nothing: its blocks stay unknown.
+        let Some((sequence, block)) = newest else { return };
+        self.pages[page as usize] = sequence;
+        let slot_bytes = self.layout.slot_blocks() * 4;
+        let first = page * self.layout.slots_per_page();
+        for (bytes, slot) in block[PAGE_HEADER as usize..].chunks_exact(slot_bytes).zip(first..) {
+            if let Some(sums) = self.slots.get_mut(slot as usize).and_then(|s| s.sums.as_mut()) {
+                for (sum, bytes) in sums.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    *sum = u32::from_le_bytes(*bytes);
+                }
+            }
+        }
+    }
+
+    /// The page that a slot's checksums are settled in.
+    pub(crate) fn page_of(&self, slot: Slot) -> u32 {
+        slot.0 / self.layout.slots_per_page()
+    }
+
+    /// Makes the next copy of a page: where to write what.
+    pub(crate) fn settle_page(&mut self, page: u32) -> (u64, Buf) {
+        let sequence = self.pages[page as usize] + 1;
+        self.pages[page as usize] = sequence;
+        let mut header = Header::zeroed();
+        header.magic = MAGIC;
+        header.sequence = sequence;
+        header.page = page;
+        let mut buf = BufMut::zeroed(BLOCK as usize);
+        let bytes = buf.as_mut_slice();
+        bytes[..PAGE_HEADER as usize].copy_from_slice(bytemuck::bytes_of(&header));
+        let slot_bytes = self.layout.slot_blocks() * 4;
+        let first = page * self.layout.slots_per_page();
+        for (out, slot) in bytes[PAGE_HEADER as usize..].chunks_exact_mut(slot_bytes).zip(first..) {
+            if let Some(sums) = self.slots.get(slot as usize).and_then(|s| s.sums.as_ref()) {
+                for (out, sum) in out.as_chunks_mut::<4>().0.iter_mut().zip(sums) {
+                    *out = sum.to_le_bytes();
+                }
+            }
+        }
+        seal_block(bytes, CRC_AT);
+        (self.layout.page(page, sequence & 1), buf.freeze())
+    }
+
+    /// A zeroed slot got an owner, which must remember to settle it: that an earlier owner
+    /// remembers it helps nobody.
+    pub(crate) fn allocate(&mut self, slot: Slot) {
+        let entry = &mut self.slots[slot.0 as usize];
+        entry.sums = Some(vec![self.zero_sum; self.layout.slot_blocks()].into_boxed_slice());
+        entry.unsettled = true;
+    }
+
+    /// A slot lost its owner.
+    pub(crate) fn free(&mut self, slot: Slot) {
+        self.slots[slot.0 as usize].sums = None;
+    }
+
+    /// The owner's list of unsettled slots was taken.
+    pub(crate) fn settled(&mut self, slot: Slot) {
+        self.slots[slot.0 as usize].unsettled = false;
+    }
+
+    /// When something begins that must not fall into a write.
+    pub(crate) fn clock(&self) -> u64 {
+        self.clock
+    }
+
+    /// A write to `len` bytes at pool offset `offset` begins: its blocks are unknown until it ends.
+    pub(crate) fn write_begins(&mut self, offset: u64, len: u64) {
+        self.clock += 1;
+        let clock = self.clock;
+        let mut at = offset;
+        while at < offset + len {
+            let (slot, within) = self.layout.slot_at(at);
+            let end = (at - within + self.layout.slot_size).min(offset + len);
+            let entry = &mut self.slots[slot.0 as usize];
+            entry.last_write = clock;
+            if let Some(sums) = entry.sums.as_mut() {
+                let first = (within / BLOCK) as usize;
+                sums[first..first + ((end - at) / BLOCK) as usize].fill(UNKNOWN);
+            }
+            at = end;
+        }
+    }
+
+    /// A write of `data` at pool offset `offset` ended well. Slots that now have to be settled go
+    /// to `unsettled`. `crc` is that of all of `data`, if it is at hand.
+    pub(crate) fn write_ended(
+        &mut self,
+        offset: u64,
+        data: &[u8],
+        crc: Option<u32>,
+        unsettled: &mut Vec<Slot>,
+    ) {
+        self.clock += 1;
+        let clock = self.clock;
+        let crc = crc.filter(|_| data.len() as u64 == BLOCK);
+        for (block, at) in data.chunks_exact(BLOCK as usize).zip((offset..).step_by(BLOCK as usize))
+        {
+            let (slot, within) = self.layout.slot_at(at);
+            let entry = &mut self.slots[slot.0 as usize];
+            entry.last_write = clock;
+            let Some(sums) = entry.sums.as_mut() else { continue };
+            sums[(within / BLOCK) as usize] = crc.unwrap_or_else(|| crc32c(block));
+            if !std::mem::replace(&mut entry.unsettled, true) {
+                unsettled.push(slot);
+            }
+        }
+    }
+
+    /// Checks `data` that was read from pool offset `offset` by a read submitted at `began`.
+    /// `Err` is the offset within `data` of a block that is not what was written. `crc` is that of
+    /// all of `data`, if it is at hand.
+    pub(crate) fn verify(
+        &self,
+        offset: u64,
+        data: &[u8],
+        began: u64,
+        crc: Option<u32>,
+    ) -> Result<(), usize> {
+        let crc = crc.filter(|_| data.len() as u64 == BLOCK);
+        for (index, block) in data.chunks_exact(BLOCK as usize).enumerate() {
+            let at = index * BLOCK as usize;
+            let (slot, within) = self.layout.slot_at(offset + at as u64);
+            let entry = &self.slots[slot.0 as usize];
+            let Some(sums) = entry.sums.as_ref() else { continue };
+            let sum = sums[(within / BLOCK) as usize];
+            if sum != UNKNOWN
+                && entry.last_write <= began
+                && sum != crc.unwrap_or_else(|| crc32c(block))
+            {
+                return Err(at);
+            }
+        }
+        Ok(())
+    }
+}

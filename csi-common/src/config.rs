@@ -27,7 +27,9 @@ pub enum ConfigError {
         source: Box<toml::de::Error>,
     },
     /// The log filter cannot be understood.
-    #[error("log {filter:?} is not a filter; accepted: error, warn, info, debug, trace, or target=level,…")]
+    #[error(
+        "log {filter:?} is not a filter; accepted: error, warn, info, debug, trace, or target=level,…"
+    )]
     Log {
         /// What was given.
         filter: String,

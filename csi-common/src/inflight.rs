@@ -3,31 +3,78 @@
 use crate::error::RequestError;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tonic::Status;
+use tracing::Instrument;
 
 type Running = Arc<Mutex<BTreeMap<String, &'static str>>>;
 
 /// The operations in flight, by volume id or name.
 #[derive(Clone, Debug, Default)]
-pub struct InFlight(Running);
+pub struct InFlight {
+    running: Running,
+    node: Arc<str>,
+}
 
 impl InFlight {
+    /// None in flight; `node` is named in every line of log about an operation.
+    #[must_use]
+    pub fn on(node: &str) -> Self {
+        Self { running: Running::default(), node: node.into() }
+    }
+
+    /// Runs `work` as the only operation on `key`, to its end even if the caller goes away: an
+    /// operation that nobody waits for any more is still in flight. Logs how it ends.
+    ///
+    /// # Errors
+    /// ABORTED while another operation has `key`; INTERNAL if `work` panics; else its own.
+    pub async fn run<T, E>(
+        &self,
+        operation: &'static str,
+        key: &str,
+        work: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) -> Result<T, Status>
+    where
+        T: Send + 'static,
+        E: Into<Status> + Send + 'static,
+    {
+        let guard = self.begin(key, operation)?;
+        let span = tracing::info_span!("csi", operation, volume = key, node = &*self.node);
+        let work = async move {
+            let started = std::time::Instant::now();
+            let result = work.await.map_err(Into::into);
+            let ms = started.elapsed().as_millis();
+            match &result {
+                Ok(_) => tracing::info!(ms, "done"),
+                Err(status) => {
+                    tracing::warn!(ms, code = ?status.code(), reason = status.message(), "failed");
+                }
+            }
+            drop(guard);
+            result
+        };
+        match tokio::spawn(work.instrument(span)).await {
+            Ok(result) => result,
+            Err(_) => Err(Status::internal(format!("{operation} died; its log says why"))),
+        }
+    }
+
     /// Takes `key` for `operation` until the guard is dropped.
     ///
     /// # Errors
     /// [`RequestError::Busy`] (ABORTED) while another operation has it.
     pub fn begin(&self, key: &str, operation: &'static str) -> Result<Guard, RequestError> {
-        let mut running = lock(&self.0);
+        let mut running = lock(&self.running);
         if let Some(&running) = running.get(key) {
             return Err(RequestError::Busy { key: key.to_owned(), running });
         }
         running.insert(key.to_owned(), operation);
-        Ok(Guard { running: Arc::clone(&self.0), key: key.to_owned() })
+        Ok(Guard { running: Arc::clone(&self.running), key: key.to_owned() })
     }
 
     /// How many operations are in flight.
     #[must_use]
     pub fn len(&self) -> usize {
-        lock(&self.0).len()
+        lock(&self.running).len()
     }
 
     /// Whether none is.

@@ -21,7 +21,6 @@ use proto::csi::{
 };
 use std::collections::HashMap;
 use tonic::{Code, Request, Response, Status};
-use tracing::Instrument;
 use types::VolumeId;
 
 /// Longest volume name, in bytes.
@@ -58,31 +57,13 @@ impl ControllerService {
         Self { client: client.with_deadline(DEADLINE), in_flight: InFlight::default() }
     }
 
-    /// Runs `work` as the only operation on `key`, to its end even if the caller goes away: an operation
-    /// that nobody waits for any more is still in flight.
     async fn alone<T: Send + 'static>(
         &self,
         operation: &'static str,
         key: &str,
         work: impl Future<Output = Result<T, Status>> + Send + 'static,
     ) -> Answer<T> {
-        let guard = self.in_flight.begin(key, operation)?;
-        let span = tracing::info_span!("csi", operation, volume = key);
-        let work = async move {
-            let result = work.await;
-            match &result {
-                Ok(_) => tracing::info!("done"),
-                Err(status) => {
-                    tracing::warn!(code = ?status.code(), reason = status.message(), "failed");
-                }
-            }
-            drop(guard);
-            result
-        };
-        match tokio::spawn(work.instrument(span)).await {
-            Ok(result) => result.map(Response::new),
-            Err(_) => Err(Status::internal(format!("{operation} died; its log says why"))),
-        }
+        self.in_flight.run(operation, key, work).await.map(Response::new)
     }
 
     async fn create(&self, wanted: Wanted) -> Result<Volume, Status> {

@@ -21,16 +21,12 @@ mod era;
 mod flight;
 mod io;
 mod isr;
-mod link;
 mod lock;
 mod member;
 mod pace;
 mod region;
-mod reply;
 mod resync;
-mod rollback;
 mod stop;
-mod timer;
 
 pub use crate::api::{
     CompareResult, EngineConfig, Input, IsrAnswer, IsrChange, IsrView, LinkId, MemberSpec,

@@ -5,7 +5,7 @@ use crate::core::{Engine, Phase};
 use crate::flight::{Mask, Purpose};
 use crate::member::{Member, Standing};
 use core::time::Duration;
-use types::{Instant, IoError};
+use types::Instant;
 use wire::Request;
 
 /// A stop that takes longer than this ends unclean.
@@ -23,9 +23,7 @@ enum Step {
 pub(crate) struct Stopping {
     step: Step,
     since: Instant,
-    /// Who is to be flushed, sealed and closed.
-    members: Mask,
-    /// None of them was lost on the way so far.
+    /// Nothing was lost on the way so far.
     clean: bool,
 }
 
@@ -49,9 +47,8 @@ impl Engine {
             }
         }
         self.era_state.restart(self.now);
-        let (step, since) = (Step::Draining, self.now);
-        let members = Mask::default();
-        self.phase = Phase::Stopping(Stopping { step, since, members, clean: true });
+        self.phase =
+            Phase::Stopping(Stopping { step: Step::Draining, since: self.now, clean: true });
         self.check_stopped(out);
     }
 
@@ -74,11 +71,7 @@ impl Engine {
     fn stop_send(&mut self, step: Step, out: &mut Vec<Output>) {
         let to = self.mask_of(|m| m.in_sync() && m.is_up());
         let Phase::Stopping(stopping) = &mut self.phase else { return };
-        if step == Step::Flushing {
-            stopping.members = to;
-        }
         stopping.step = step;
-        stopping.clean &= stopping.members == to;
         let clean = stopping.clean;
         let (purpose, request) = match step {
             Step::Draining => return,
@@ -116,8 +109,11 @@ impl Engine {
     }
 
     fn stopped(&mut self, clean: bool, out: &mut Vec<Output>) {
+        let everybody: Mask = self.mask_of(|m| m.link_id().is_some());
+        for index in everybody.iter() {
+            self.drop_link(index, out);
+        }
         self.phase = Phase::Stopped;
-        self.abandon_everything(IoError::Io, out);
         out.push(Output::Stopped { clean });
     }
 }

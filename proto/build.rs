@@ -2,13 +2,14 @@
 use std::{env, path::PathBuf};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["proto/control.proto", "proto/csi.proto"];
-    for file in files {
+    for file in ["proto/control.proto", "proto/csi.proto"] {
         println!("cargo::rerun-if-changed={file}");
     }
-    let descriptors = PathBuf::from(env::var("OUT_DIR")?).join("descriptors.bin");
+    tonic_prost_build::configure().compile_protos(&["proto/control.proto"], &["proto"])?;
+    // CSI calls that a plugin does not write answer UNIMPLEMENTED, as the specification has it.
     tonic_prost_build::configure()
-        .file_descriptor_set_path(descriptors)
-        .compile_protos(&files, &["proto"])?;
+        .generate_default_stubs(true)
+        .file_descriptor_set_path(PathBuf::from(env::var("OUT_DIR")?).join("csi.bin"))
+        .compile_protos(&["proto/csi.proto"], &["proto"])?;
     Ok(())
 }

@@ -12,5 +12,5 @@ pub mod csi {
     tonic::include_proto!("csi.v1");
 }
 
-/// Descriptors of every protocol file above (an encoded `FileDescriptorSet`), for tests and reflection.
-pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+/// The descriptors of csi.proto (an encoded `FileDescriptorSet`), for the test of its numbers.
+pub const CSI_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/csi.bin"));

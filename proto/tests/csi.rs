@@ -7,7 +7,7 @@ use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FileDescriptorProto, FileDescriptorSet};
 
 fn csi() -> FileDescriptorProto {
-    let set = FileDescriptorSet::decode(proto::DESCRIPTORS).unwrap();
+    let set = FileDescriptorSet::decode(proto::CSI_DESCRIPTORS).unwrap();
     set.file.into_iter().find(|file| file.package() == "csi.v1").unwrap()
 }
 

@@ -2,7 +2,7 @@
 //! the Raft member that agrees on it.
 //!
 //! Everything here is a state machine without I/O: no clock, thread, socket, file or randomness.
-//! [`State::apply`] is the one place where the cluster's record changes; the driver wraps raft-rs
+//! [`State::apply`] is the one place where the cluster's record changes; [`Driver`] wraps raft-rs
 //! and works over [`LogStore`] and [`AppliedStore`], which the daemon implements on files and tests
 //! in memory.
 #![forbid(unsafe_code)]
@@ -20,7 +20,10 @@ mod storage;
 pub use apply::{Applied, Changed};
 pub use codec::{CodecError, decode, encode};
 pub use command::{Command, NewReplica, NodeInfo, PoolInfo};
-pub use driver::{Change, ChangeError, Input, MAX_VOTERS, Output, ProposeError, RaftStatus, Role};
+pub use driver::{
+    Change, ChangeError, Driver, DriverConfig, DriverError, Input, MAX_VOTERS, Output,
+    ProposeError, RaftStatus, Role,
+};
 pub use event::{Event, EventKind};
 pub use outcome::{Done, Outcome, Refused};
 pub use state::{

@@ -327,6 +327,14 @@ pub struct Membership {
     pub learners: BTreeSet<NodeId>,
 }
 
+impl Membership {
+    /// Whether the node is a voter or a learner.
+    #[must_use]
+    pub fn contains(&self, node: NodeId) -> bool {
+        self.voters.contains(&node) || self.learners.contains(&node)
+    }
+}
+
 /// Everything the cluster agrees on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {

@@ -1,5 +1,6 @@
 //! Why metadata could not be opened or had to stop.
 
+use metadata::DriverError;
 use std::io;
 use std::path::PathBuf;
 use thiserror::Error;
@@ -49,6 +50,15 @@ pub enum MetaError {
         offset: u64,
         /// What was seen.
         detail: String,
+    },
+    /// The log cannot be continued.
+    #[error("the metadata in {} cannot be used", dir.display())]
+    Driver {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        #[source]
+        source: DriverError,
     },
     /// An I/O error, errno kept.
     #[error("{action} {}", path.display())]

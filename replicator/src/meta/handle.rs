@@ -1,13 +1,12 @@
 //! The asynchronous face of the metadata thread.
 
-use super::error::MetaError;
 use super::events::EventStream;
 use metadata::{Change, ChangeError, Command, Outcome, ProposeError, RaftStatus, State};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use types::{ClusterId, NodeId};
 
 /// A proposal, read or change without an outcome ends with [`ProposeError::Timeout`] after this.
@@ -178,17 +177,4 @@ async fn answer<T>(receiver: oneshot::Receiver<T>) -> Result<T, ProposeError> {
         Ok(Err(_)) => Err(ProposeError::Shutdown),
         Err(_) => Err(ProposeError::Timeout),
     }
-}
-
-/// Opens (or founds) the metadata member in `config.dir` and starts its thread. Raft messages for
-/// other members go to `outbound`; when that is full they are dropped, and Raft sends again.
-///
-/// # Errors
-/// [`MetaError`]; nothing was started.
-pub fn start(
-    config: MetaConfig,
-    outbound: mpsc::Sender<(NodeId, Vec<u8>)>,
-) -> Result<MetaHandle, MetaError> {
-    let _ = (config.node, outbound);
-    Err(MetaError::Config { field: "metadata", value: "-".into(), accepted: "under construction" })
 }

@@ -4,10 +4,17 @@
 //! The thread alone touches the log. Nothing is sent or answered before it is durable; a failed
 //! write of the log ends the thread (R13).
 
+mod applied;
 mod error;
 mod events;
 mod handle;
+mod thread;
+mod wal;
 
 pub use error::MetaError;
 pub use events::EventStream;
-pub use handle::{MetaConfig, MetaHandle, start};
+pub use handle::{MetaConfig, MetaHandle, PROPOSE_TIMEOUT};
+pub use thread::start;
+
+#[cfg(test)]
+mod tests;

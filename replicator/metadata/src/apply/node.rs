@@ -145,9 +145,7 @@ impl Change {
         }
         let replicas = state.replicas_on(node).count();
         let held = state.held_by(node).count();
-        let reason = if state.membership.voters.contains(&node)
-            || state.membership.learners.contains(&node)
-        {
+        let reason = if state.membership.contains(node) {
             "is still a Raft member".into()
         } else if replicas > 0 {
             format!("still has {replicas} replicas")

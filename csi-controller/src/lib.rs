@@ -1,0 +1,14 @@
+//! The CSI controller plugin: the life of volumes, over the replicators' control API.
+//!
+//! It keeps no state of its own: what exists is what Raft says. It must never wait without a bound.
+#![forbid(unsafe_code)]
+
+mod controller;
+mod parameters;
+mod readiness;
+#[cfg(test)]
+mod tests;
+mod topology;
+
+pub use controller::ControllerService;
+pub use readiness::LeaderReachable;

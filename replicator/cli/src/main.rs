@@ -1,2 +1,69 @@
-//! placeholder
-fn main() {}
+//! `holdfast`: what a person does with a cluster from a shell.
+#![forbid(unsafe_code)]
+
+mod cluster;
+mod output;
+mod target;
+mod volume;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use output::Output;
+use std::process::ExitCode;
+use target::Target;
+use tracing_subscriber::EnvFilter;
+
+/// Replicated block storage: volumes, nodes, and a cluster to try it all on (`holdfast lab`).
+#[derive(Parser)]
+#[command(name = "holdfast", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(flatten)]
+    target: Target,
+    /// Print JSON instead of tables.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The cluster as a whole.
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
+    /// Members of the cluster.
+    #[command(subcommand)]
+    Node(cluster::NodeCommand),
+    /// Volumes: make, show, attach, grow, compare, delete.
+    #[command(subcommand)]
+    Volume(volume::VolumeCommand),
+    /// What happened: node losses, fences, replicas going and coming back.
+    Events(cluster::EventsArguments),
+    /// A cluster of several nodes on this machine.
+    Lab(lab::command::Arguments),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_env("HOLDFAST_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("holdfast: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<()> {
+    let output = Output { json: arguments.json };
+    let target = arguments.target;
+    match arguments.command {
+        Command::Cluster(command) => cluster::cluster(&target, command, output).await,
+        Command::Node(command) => cluster::node(&target, command, output).await,
+        Command::Volume(command) => volume::volume(&target, command, output).await,
+        Command::Events(arguments) => cluster::events(&target, arguments, output).await,
+        Command::Lab(arguments) => lab::command::run(arguments).await,
+    }
+}

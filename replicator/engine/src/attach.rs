@@ -38,44 +38,69 @@ impl Engine {
         let Some(id) = member.link_id() else { return };
         member.link = Link::Up { id };
         member.failures = 0;
-        member.info = Some(info);
+        let before = member.info.replace(info);
+        // Until the source is chosen, what a seal says about itself is all that matters.
+        let counts = member.counts()
+            && !matches!(self.phase, Phase::Sealing { .. } | Phase::Reconciling { .. });
+        let rebooted = counts && before.is_some_and(|before| before.boot != info.boot);
+        if member.unfit {
+            return self.link_lost(index, out);
+        }
         if info.size < size {
-            // It missed an expansion: its node's reconciler will grow it; ask again later.
+            // It missed an expansion: its node's reconciler will grow it; ask again later. The
+            // next seal will not show a reboot any more, so it counts as one.
+            self.members[index].unfit |= rebooted;
             return self.link_lost(index, out);
         }
         match self.phase {
             Phase::Sealing { .. } => self.check_sealed(out),
-            Phase::Active if self.members[index].counts() => {
-                if info.unbroken {
-                    self.resend(index, out);
-                } else {
-                    self.boot_lost(index, out);
-                }
-            }
+            _ if rebooted => self.boot_lost(index, out),
+            _ if counts => self.resend(index, out),
             Phase::Active => self.start_resyncs(out),
             _ => {}
         }
     }
 
-    /// A member of the ISR came back on another boot: it may have lost acknowledged writes (R9).
+    /// A member that counts came back on another boot: it may have lost acknowledged writes (R9).
+    /// What the seal says about itself is not asked: `unbroken` may be about an earlier epoch.
     fn boot_lost(&mut self, index: usize, out: &mut Vec<Output>) {
-        let others = self.mask_of(Member::in_sync).without(Mask::one(index));
+        let me = Mask::one(index);
+        let others = self.mask_of(|m| m.counts() && !m.unfit).without(me);
         if others.is_empty() {
+            let alone = self.mask_of(Member::counts) == me;
+            if alone && self.flushed_writes == self.completed_writes {
+                // All that was acknowledged had been flushed; the rest is sent again.
+                return self.resend(index, out);
+            }
             // R10: nobody is left who has them all, and the consumer is alive.
-            let reason = "the only in-sync replica's host rebooted while the volume was attached";
-            self.fail(IoError::Io, reason, out);
-        } else {
-            self.members[index].unfit = true;
-            self.propose_if_needed(out);
+            let reason = "the hosts of all in-sync replicas rebooted while the volume was attached";
+            return self.fail(IoError::Io, reason, out);
         }
+        self.members[index].unfit = true;
+        // What it acknowledged and may have lost is owed again, until it is out of the ISR (R4).
+        self.flights.for_each_mut(|_, flight| {
+            if flight.era.is_some()
+                && !flight.completed
+                && !flight.rolling_back
+                && flight.acked.has(index)
+            {
+                flight.acked.remove(index);
+                flight.waiting.add(index);
+            }
+        });
+        // No link while it is unfit: it gets nothing, and no era is sealed on it.
+        self.link_lost(index, out);
     }
 
     pub(crate) fn check_sealed(&mut self, out: &mut Vec<Output>) {
         let Phase::Sealing { since } = self.phase else { return };
         let waited = self.now.since(since);
         let sealed = self.mask_of(|m| m.in_sync() && m.is_up());
-        let pending = self
-            .mask_of(|m| m.in_sync() && !m.is_up() && !m.spec.lost && !m.broken && m.failures == 0);
+        // A member that cannot be reached is waited for only while all others may have lost writes.
+        let unbroken = |i: usize| self.members[i].info.is_some_and(|info| info.unbroken);
+        let doubtful = !sealed.iter().any(unbroken);
+        let awaited = |m: &Member| !m.spec.lost && !m.broken && (doubtful || m.failures == 0);
+        let pending = self.mask_of(|m| m.in_sync() && !m.is_up() && awaited(m));
         if sealed.is_empty() {
             if waited > IO_TIMEOUT {
                 self.fail(IoError::Io, "no in-sync replica could be sealed", out);
@@ -98,7 +123,7 @@ impl Engine {
             (broken, !member.is_local())
         };
         let Some(source) = sealed.iter().min_by_key(rank) else { return };
-        self.phase = Phase::Reconciling { until: self.now.after(RECONCILE) };
+        self.phase = Phase::Reconciling { source, until: self.now.after(RECONCILE) };
         for target in sealed.without(Mask::one(source)).iter() {
             self.start_resync(target, source, out);
         }
@@ -106,16 +131,19 @@ impl Engine {
     }
 
     pub(crate) fn check_reconciled(&mut self, out: &mut Vec<Output>) {
-        let Phase::Reconciling { until } = self.phase else { return };
-        let source = self.mask_of(|m| m.in_sync() && m.is_up());
-        if source.is_empty() {
+        let Phase::Reconciling { source, until } = self.phase else { return };
+        if !self.members[source].is_up() {
             // The source went away before anything was written by us: seal and choose again.
             for member in &mut self.members {
                 if member.spec.in_isr && !matches!(member.standing, Standing::Failed) {
                     member.standing = Standing::InSync;
+                    member.unfit = false;
                 }
             }
             self.phase = Phase::Sealing { since: self.now };
+            for index in 0..self.members.len() {
+                self.cancel_copies(index, out);
+            }
             return;
         }
         let ready =
@@ -125,7 +153,7 @@ impl Engine {
                 || matches!(m.standing, Standing::Joining(join) if join != Join::Ready)
         });
         if busy.is_empty() || self.now >= until {
-            self.request_activation(Mask(source.0 | ready.0), out);
+            self.request_activation(Mask(Mask::one(source).0 | ready.0), out);
         }
     }
 
@@ -141,11 +169,13 @@ impl Engine {
             return;
         }
         self.phase = Phase::Active;
-        self.era_state.restart(self.now);
+        self.era_state.start(self.now);
         self.apply_view(view, out);
+        if self.mask_of(|m| m.in_sync() && !m.unfit).is_empty() {
+            return self.fail(IoError::Io, "no in-sync replica outlived the attach", out);
+        }
         for index in 0..self.members.len() {
             // Leases start with the first answer after the seal.
-            self.members[index].pinged = types::Instant(0);
             if self.members[index].is_up() {
                 self.ping(index, out);
             }

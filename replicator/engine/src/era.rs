@@ -38,6 +38,17 @@ impl EraState {
         self.dirty = true;
     }
 
+    /// A new epoch: its first era also covers what the attach made identical.
+    pub(crate) fn start(&mut self, now: Instant) {
+        self.restart(now);
+        self.dirty = true;
+    }
+
+    /// There is something to seal.
+    pub(crate) fn mark_dirty(&mut self) {
+        self.dirty = true;
+    }
+
     /// Restarts the clock of the current era, giving up a seal under way.
     pub(crate) fn restart(&mut self, now: Instant) {
         self.step = Step::Idle;
@@ -87,6 +98,7 @@ impl Engine {
         self.era_state.members = to;
         if to.is_empty() {
             self.era_state.restart(self.now);
+            self.era_state.mark_dirty();
         } else {
             self.send_internal(purpose, request, to, out);
         }

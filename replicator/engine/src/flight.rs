@@ -103,8 +103,11 @@ pub(crate) struct Flight {
     pub(crate) purpose: Purpose,
     /// When it entered the engine: what R4's timeout counts from.
     pub(crate) arrived: Instant,
-    /// When it was first sent: what leases count from (R8).
+    /// When it was first sent: what leases count from (R8). A later sending to one member must not
+    /// lengthen what another member's answer to the first one grants.
     pub(crate) sent: Instant,
+    /// When it was last sent to anybody: what the patience with stuck members counts from.
+    pub(crate) asked: Instant,
     pub(crate) launched: bool,
     pub(crate) request: Request,
     /// Era of a launched mutation.
@@ -117,6 +120,8 @@ pub(crate) struct Flight {
     pub(crate) nospace: Mask,
     /// Members that could not serve this read.
     pub(crate) avoid: Mask,
+    /// No room on some members: the others are being put back.
+    pub(crate) rolling_back: bool,
     /// The front-end has its answer.
     pub(crate) completed: bool,
 }
@@ -145,6 +150,7 @@ impl Flights {
             purpose,
             arrived: now,
             sent: now,
+            asked: now,
             launched: false,
             request,
             era: None,
@@ -153,6 +159,7 @@ impl Flights {
             acked: Mask::default(),
             nospace: Mask::default(),
             avoid: Mask::default(),
+            rolling_back: false,
             completed: false,
         }));
         seq

@@ -5,7 +5,7 @@ use crate::core::{Engine, Phase};
 use crate::flight::{Foreground, Kind, Mask, Purpose};
 use crate::member::{Member, Standing};
 use crate::region::is_job;
-use types::{BlockOp, Era, IoError, IoId, MAX_IO, crc32c, in_bounds};
+use types::{BlockOp, Era, Instant, IoError, IoId, MAX_IO, crc32c, in_bounds};
 use wire::{Reply, Request, WireError};
 
 impl Engine {
@@ -56,13 +56,16 @@ impl Engine {
             out.push(Output::Complete { id, result: Ok(None) });
             return;
         }
-        self.flush_for(id, covers, out);
+        self.flush_for(id, covers, self.now, out);
     }
 
-    fn flush_for(&mut self, id: IoId, covers: u64, out: &mut Vec<Output>) {
+    fn flush_for(&mut self, id: IoId, covers: u64, arrived: Instant, out: &mut Vec<Output>) {
         let purpose = Purpose::Foreground(Foreground { id, kind: Kind::Flush { covers } });
         let to = self.counting();
-        self.send_internal(purpose, Request::Flush, to, out);
+        let seq = self.send_internal(purpose, Request::Flush, to, out);
+        if let Some(flight) = self.flights.get_mut(seq) {
+            flight.arrived = arrived;
+        }
     }
 
     /// The range is ours (R16): from here on the write belongs to the current era (R17).
@@ -85,7 +88,12 @@ impl Engine {
 
     /// R8: whether every ISR member still grants us its lease.
     pub(crate) fn leases_held(&self) -> bool {
-        self.members.iter().all(|member| !member.in_sync() || member.lease > self.now)
+        // One whose `Grow` may have been committed could be the source of a later epoch already.
+        let grown = |index| self.grow_pending(index);
+        self.members
+            .iter()
+            .enumerate()
+            .all(|(index, m)| m.lease > self.now || !(m.in_sync() || grown(index)))
     }
 
     fn launch_read(&mut self, seq: u64, out: &mut Vec<Output>) {
@@ -108,6 +116,7 @@ impl Engine {
         flight.launched = false;
         flight.waiting = Mask::default();
         if in_sync.without(flight.avoid).is_empty() {
+            // Nobody has a readable copy.
             if let Purpose::Foreground(foreground) = flight.purpose {
                 self.complete_error(foreground.id, IoError::Io, out);
             }
@@ -179,7 +188,7 @@ impl Engine {
         }
         let Some(flight) = self.flights.get_mut(seq) else { return };
         let counted = flight.waiting.has(index);
-        let is_write = matches!(flight.request, Request::Write { .. });
+        let mutates = flight.era.is_some();
         match reply {
             Reply::Done => {
                 flight.acked.add(index);
@@ -187,17 +196,14 @@ impl Engine {
                 flight.extra.remove(index);
                 self.finish_if_done(seq, out);
             }
-            Reply::Failed(WireError::NoSpace) if is_write && counted => {
+            Reply::Failed(WireError::NoSpace) if mutates && counted => {
                 flight.nospace.add(index);
                 flight.waiting.remove(index);
                 self.finish_if_done(seq, out);
             }
             Reply::Failed(WireError::NoSpace) if !counted => self.abandon_resync(index, out),
-            Reply::Failed(error) => {
-                // It leaves the ISR; until that is committed its answer stays owed (R4).
-                self.members[index].unfit = true;
-                self.member_error(index, &error, out);
-            }
+            // Its answer stays owed until it gives a better one or is out of the ISR (R4).
+            Reply::Failed(error) => self.member_error(index, &error, out),
             _ => self.link_lost(index, out),
         }
     }
@@ -208,19 +214,26 @@ impl Engine {
         let now = self.now;
         let Some(flight) = self.flights.get_mut(seq) else { return };
         let Purpose::Foreground(foreground) = flight.purpose else { return };
-        if !flight.launched || !flight.waiting.is_empty() {
+        if !flight.launched || flight.rolling_back || !flight.waiting.is_empty() {
             return;
         }
         if !flight.completed {
             let (acked, nospace) = (flight.acked, flight.nospace);
             let latency = now.since(flight.arrived);
-            if !nospace.is_empty() && !acked.is_empty() {
-                return self.roll_back(seq, nospace, out);
+            if !nospace.is_empty() {
+                // Targets that had room must be rolled back as well: their answers are needed.
+                if !flight.extra.is_empty() {
+                    return;
+                }
+                if !acked.is_empty() {
+                    return self.roll_back(seq, out);
+                }
             }
             flight.completed = true;
+            let arrived = flight.arrived;
             self.pace.sample(latency);
             if nospace.is_empty() {
-                self.complete(foreground, out);
+                self.complete(foreground, arrived, out);
             } else {
                 self.complete_error(foreground.id, IoError::NoSpace, out);
             }
@@ -228,12 +241,12 @@ impl Engine {
         self.retire(seq, out);
     }
 
-    fn complete(&mut self, foreground: Foreground, out: &mut Vec<Output>) {
+    fn complete(&mut self, foreground: Foreground, arrived: Instant, out: &mut Vec<Output>) {
         match foreground.kind {
             Kind::Mutation { fua, .. } => {
                 self.completed_writes += 1;
                 if fua {
-                    return self.flush_for(foreground.id, self.completed_writes, out);
+                    return self.flush_for(foreground.id, self.completed_writes, arrived, out);
                 }
                 self.counters.writes += 1;
             }
@@ -247,7 +260,7 @@ impl Engine {
     }
 
     /// Forgets a completed request and hands its range on.
-    fn retire(&mut self, seq: u64, out: &mut Vec<Output>) {
+    pub(crate) fn retire(&mut self, seq: u64, out: &mut Vec<Output>) {
         let Some(flight) = self.flights.get_mut(seq) else { return };
         if !flight.completed || !flight.extra.is_empty() {
             return;
@@ -279,48 +292,5 @@ impl Engine {
                 self.launch_mutation(holder, out);
             }
         }
-    }
-
-    // ---- ENOSPC on some replicas only --------------------------------------------------------
-    //
-    // The write is answered with ENOSPC, and the replicas must be identical again before its
-    // range is released: the old content is put back where the write was done. That range is
-    // allocated there, so it cannot fail for space.
-
-    fn roll_back(&mut self, seq: u64, nospace: Mask, out: &mut Vec<Output>) {
-        let Some(flight) = self.flights.get_mut(seq) else { return };
-        let Request::Write { offset, ref data, .. } = flight.request else { return };
-        let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let Some(from) = nospace.iter().next() else { return };
-        let purpose = Purpose::RollbackRead { write: seq };
-        self.send_internal(purpose, Request::Read { offset, len }, Mask::one(from), out);
-    }
-
-    pub(crate) fn rollback_data(&mut self, write: u64, reply: Reply, out: &mut Vec<Output>) {
-        let era = self.era;
-        let Some(flight) = self.flights.get_mut(write) else { return };
-        let Request::Write { offset, .. } = flight.request else { return };
-        let to = flight.acked;
-        let Reply::Data { data, crc } = reply else {
-            return self.rollback_done(write, out);
-        };
-        let purpose = Purpose::RollbackWrite { write };
-        self.send_internal(purpose, Request::Write { offset, data, crc, era }, to, out);
-    }
-
-    pub(crate) fn rollback_done(&mut self, write: u64, out: &mut Vec<Output>) {
-        let Some(flight) = self.flights.get_mut(write) else { return };
-        let Purpose::Foreground(foreground) = flight.purpose else { return };
-        if !flight.completed {
-            flight.completed = true;
-            self.complete_error(foreground.id, IoError::NoSpace, out);
-        }
-        self.retire(write, out);
-    }
-
-    /// `index` did not do its part of a rollback: it differs, so it must leave and resync.
-    pub(crate) fn rollback_failed(&mut self, write: u64, index: usize, out: &mut Vec<Output>) {
-        self.members[index].unfit = true;
-        self.rollback_done(write, out);
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::api::{IsrAnswer, IsrChange, IsrView, MemberSpec, Output};
 use crate::core::{Engine, Phase};
-use crate::flight::{Mask, Purpose};
+use crate::flight::{Foreground, Kind, Mask, Purpose};
 use crate::member::{Join, Link, Member, Standing};
 use core::time::Duration;
 use types::{Instant, IoError};
@@ -27,7 +27,8 @@ impl Engine {
     }
 
     pub(crate) fn propose_if_needed(&mut self, out: &mut Vec<Output>) {
-        if !matches!(self.phase, Phase::Active) || self.now < self.propose_after {
+        let stopping = matches!(self.phase, Phase::Stopping(_));
+        if !(stopping || matches!(self.phase, Phase::Active)) || self.now < self.propose_after {
             return;
         }
         if let Some(proposal) = &self.proposal {
@@ -45,6 +46,9 @@ impl Engine {
         if !leaving.is_empty() && !staying.is_empty() {
             let replicas = leaving.iter().map(|index| self.members[index].spec.replica).collect();
             return self.propose(IsrChange::Shrink(replicas), out);
+        }
+        if stopping {
+            return;
         }
         let ready = |m: &&Member| matches!(m.standing, Standing::Joining(Join::Ready)) && m.is_up();
         if let Some(member) = self.members.iter().find(ready) {
@@ -105,7 +109,11 @@ impl Engine {
             let inside = view.isr.contains(&member.spec.replica);
             match (&member.standing, inside) {
                 (Standing::InSync, true) => {}
-                (Standing::Joining(_), true) => member.standing = Standing::InSync,
+                (Standing::Joining(_), true) => {
+                    member.standing = Standing::InSync;
+                    // What it has now is worth a seal, even if nothing is written (R19).
+                    self.era_state.mark_dirty();
+                }
                 (Standing::InSync, false) => {
                     member.standing = if member.broken { Standing::Failed } else { Standing::Away };
                     member.unfit = false;
@@ -114,6 +122,7 @@ impl Engine {
                 // Raft counts on a member that lacks writes: it must leave before we acknowledge.
                 (_, true) => {
                     self.abandon_resync(index, out);
+                    self.drop_link(index, out);
                     let member = &mut self.members[index];
                     member.standing = Standing::InSync;
                     member.unfit = true;
@@ -131,6 +140,7 @@ impl Engine {
         for index in left.iter() {
             // A new link, so that its next seal tells where its resync starts.
             self.drop_link(index, out);
+            self.abandon_resyncs_from(index, out);
             self.forget_in_flights(index, out);
         }
         if self.leases_held() {
@@ -157,11 +167,16 @@ impl Engine {
         });
         for (seq, purpose) in concerned {
             match purpose {
+                Purpose::Foreground(Foreground { kind: Kind::Read, .. }) => {
+                    self.read_elsewhere(seq, index, out);
+                }
                 Purpose::Foreground(_) => self.finish_if_done(seq, out),
                 _ => {
-                    if self.flights.get_mut(seq).is_some_and(|f| f.waiting.is_empty()) {
+                    let over = self.flights.get_mut(seq).is_some_and(|f| f.waiting.is_empty());
+                    if over {
                         self.flights.remove(seq);
                     }
+                    self.internal_lost(purpose, index, over, out);
                 }
             }
         }

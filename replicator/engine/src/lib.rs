@@ -21,12 +21,16 @@ mod era;
 mod flight;
 mod io;
 mod isr;
+mod link;
 mod lock;
 mod member;
 mod pace;
 mod region;
+mod reply;
 mod resync;
+mod rollback;
 mod stop;
+mod timer;
 
 pub use crate::api::{
     CompareResult, EngineConfig, Input, IsrAnswer, IsrChange, IsrView, LinkId, MemberSpec,

@@ -38,6 +38,9 @@ impl Pace {
             let worst = core::mem::take(&mut self.worst);
             self.since = now;
             if !resyncing {
+                if worst.is_zero() {
+                    return self.window;
+                }
                 self.quiet = (self.quiet * 7 + worst) / 8;
             } else if worst > self.quiet * 2 + ALLOWANCE {
                 self.window = (self.window / 2).max(1);

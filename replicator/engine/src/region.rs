@@ -178,14 +178,15 @@ impl Engine {
         let Some(job) = self.jobs.get(&id) else { return };
         match job.task {
             Task::Copy { target, .. } => self.abandon_resync(target, out),
-            Task::Compare => {
-                let compares = |job: &RegionJob| matches!(job.task, Task::Compare);
-                self.cancel_jobs(compares, out);
-                if let Some(comparison) = self.comparison.take() {
-                    out.push(Output::Compared { ticket: comparison.ticket, result: None });
-                }
-            }
+            Task::Compare => self.abandon_comparison(out),
         }
+    }
+
+    fn abandon_comparison(&mut self, out: &mut Vec<Output>) {
+        if let Some(comparison) = self.comparison.take() {
+            out.push(Output::Compared { ticket: comparison.ticket, result: None });
+        }
+        self.cancel_jobs(|job| matches!(job.task, Task::Compare), out);
     }
 
     pub(crate) fn cancel_copies(&mut self, of: usize, out: &mut Vec<Output>) {
@@ -240,9 +241,7 @@ impl Engine {
             }
             let members = comparison.members;
             if !members.without(in_sync).is_empty() {
-                out.push(Output::Compared { ticket: comparison.ticket, result: None });
-                self.comparison = None;
-                return;
+                return self.abandon_comparison(out);
             }
             let len = REGION.min(self.config.size - offset);
             comparison.next += len;

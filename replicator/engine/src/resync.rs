@@ -130,7 +130,8 @@ impl Engine {
                 let request = Request::Tags { above, first: next };
                 self.send_internal(Purpose::Tags { target }, request, Mask::one(asked), out);
             }
-            _ => {
+            Some(_) => self.abandon_resync(target, out),
+            None => {
                 *lists -= 1;
                 if *lists == 0 {
                     let queue: Vec<u32> = core::mem::take(set).into_iter().rev().collect();
@@ -203,7 +204,8 @@ impl Engine {
         }
         let now = self.now;
         let member = &mut self.members[target];
-        member.standing = Standing::Away;
+        member.standing = if member.broken { Standing::Failed } else { Standing::Away };
+        member.unfit = false;
         member.resync_after = now.after(RETRY);
         if let Some(link) = member.link_id() {
             out.push(Output::Disconnect { link });
@@ -213,6 +215,17 @@ impl Engine {
         self.forget_in_flights(target, out);
         if matches!(self.phase, Phase::Reconciling { .. }) {
             self.check_reconciled(out);
+        }
+    }
+
+    /// `source` is no source any more.
+    pub(crate) fn abandon_resyncs_from(&mut self, source: usize, out: &mut Vec<Output>) {
+        for target in 0..self.members.len() {
+            if let Standing::Syncing(resync) = &self.members[target].standing
+                && resync.source == source
+            {
+                self.abandon_resync(target, out);
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::core::{Engine, Phase};
 use crate::flight::{Mask, Purpose};
 use crate::member::{Member, Standing};
 use core::time::Duration;
-use types::Instant;
+use types::{Instant, IoError};
 use wire::Request;
 
 /// A stop that takes longer than this ends unclean.
@@ -23,7 +23,9 @@ enum Step {
 pub(crate) struct Stopping {
     step: Step,
     since: Instant,
-    /// Nothing was lost on the way so far.
+    /// Who is to be flushed, sealed and closed.
+    members: Mask,
+    /// None of them was lost on the way so far.
     clean: bool,
 }
 
@@ -47,8 +49,9 @@ impl Engine {
             }
         }
         self.era_state.restart(self.now);
-        self.phase =
-            Phase::Stopping(Stopping { step: Step::Draining, since: self.now, clean: true });
+        let (step, since) = (Step::Draining, self.now);
+        let members = Mask::default();
+        self.phase = Phase::Stopping(Stopping { step, since, members, clean: true });
         self.check_stopped(out);
     }
 
@@ -71,7 +74,11 @@ impl Engine {
     fn stop_send(&mut self, step: Step, out: &mut Vec<Output>) {
         let to = self.mask_of(|m| m.in_sync() && m.is_up());
         let Phase::Stopping(stopping) = &mut self.phase else { return };
+        if step == Step::Flushing {
+            stopping.members = to;
+        }
         stopping.step = step;
+        stopping.clean &= stopping.members == to;
         let clean = stopping.clean;
         let (purpose, request) = match step {
             Step::Draining => return,
@@ -109,11 +116,8 @@ impl Engine {
     }
 
     fn stopped(&mut self, clean: bool, out: &mut Vec<Output>) {
-        let everybody: Mask = self.mask_of(|m| m.link_id().is_some());
-        for index in everybody.iter() {
-            self.drop_link(index, out);
-        }
         self.phase = Phase::Stopped;
+        self.abandon_everything(IoError::Io, out);
         out.push(Output::Stopped { clean });
     }
 }

@@ -3,98 +3,16 @@
 
 mod common;
 
-use common::{Counters, Server, succeed};
-use hostio::loopdev::{self, LoopDevice};
+use common::{Counters, Filesystem, Mounted, succeed};
+use hostio::loopdev;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use types::BufMut;
 
 const SIZE: u64 = 128 << 20;
-const O_DIRECT: i32 = 0o40000;
-
-/// A mounted FUSE filesystem; aborted and unmounted when dropped.
-struct Mounted {
-    dir: tempfile::TempDir,
-    server: Server,
-}
-
-impl Mounted {
-    /// `None`, said in words, where this cannot be tested.
-    fn new(size: u64) -> Option<Self> {
-        for device in ["/dev/fuse", "/dev/loop-control"] {
-            if OpenOptions::new().read(true).write(true).open(device).is_err() {
-                eprintln!("skipped: {device} cannot be opened");
-                return None;
-            }
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let server = Server::start(size);
-        server.serve_fuse(hostio::fuse::mount_at(dir.path(), "holdfast-test").unwrap());
-        Some(Self { dir, server })
-    }
-
-    fn file(&self) -> PathBuf {
-        self.dir.path().join("volume")
-    }
-
-    fn attach(&self) -> Attached {
-        let device = LoopDevice::attach(&self.file(), 4096).unwrap();
-        Attached { path: device.path().to_owned(), device: Some(device) }
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let _ = hostio::fuse::abort(self.dir.path());
-        }
-        let unmounted = hostio::fuse::unmount(self.dir.path(), true);
-        if !std::thread::panicking() {
-            unmounted.unwrap();
-        }
-    }
-}
-
-/// A loop device; detached when dropped.
-struct Attached {
-    path: PathBuf,
-    device: Option<LoopDevice>,
-}
-
-impl Attached {
-    fn device(&self) -> &LoopDevice {
-        self.device.as_ref().unwrap()
-    }
-
-    fn open(&self, direct: bool) -> File {
-        let flags = if direct { O_DIRECT } else { 0 };
-        OpenOptions::new().read(true).write(true).custom_flags(flags).open(&self.path).unwrap()
-    }
-
-    fn text(&self) -> &str {
-        self.path.to_str().unwrap()
-    }
-}
-
-impl Drop for Attached {
-    fn drop(&mut self) {
-        if let Some(device) = self.device.take() {
-            let _ = device.detach();
-        }
-    }
-}
-
-/// A filesystem mounted by mount(8); unmounted when dropped.
-struct Filesystem(PathBuf);
-
-impl Drop for Filesystem {
-    fn drop(&mut self) {
-        let _ = hostio::fuse::unmount(&self.0, true);
-    }
-}
 
 fn pattern(seed: u64, len: usize) -> BufMut {
     let mut buf = BufMut::with_len(len);

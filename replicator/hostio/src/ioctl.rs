@@ -65,6 +65,7 @@ mod raw {
     nix::ioctl_read_bad!(loop_get_status64, 0x4C05, LoopInfo);
     nix::ioctl_none_bad!(loop_set_capacity, 0x4C07);
     nix::ioctl_write_ptr_bad!(loop_configure, 0x4C0A, LoopConfig);
+    nix::ioctl_write_int_bad!(loop_ctl_add, 0x4C80);
     nix::ioctl_none_bad!(loop_ctl_get_free, 0x4C82);
 }
 
@@ -80,6 +81,13 @@ pub(crate) fn logical_block(device: &impl AsFd) -> io::Result<u32> {
 pub(crate) fn loop_get_free(control: &File) -> io::Result<u32> {
     // SAFETY: takes no argument and touches no memory of this process.
     let index = unsafe { raw::loop_ctl_get_free(control.as_raw_fd()) }?;
+    u32::try_from(index).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+/// LOOP_CTL_ADD: the number of a loop device that did not exist before.
+pub(crate) fn loop_add(control: &File) -> io::Result<u32> {
+    // SAFETY: takes a number (negative: the next unused one) and touches no memory of this process.
+    let index = unsafe { raw::loop_ctl_add(control.as_raw_fd(), -1) }?;
     u32::try_from(index).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 const DIRECT_IO: u32 = 16;
 /// LO_FLAGS_READ_ONLY.
 const READ_ONLY: u32 = 1;
-/// How often a free device may be snatched away by somebody else before attaching gives up.
-const ATTEMPTS: u32 = 64;
+/// How many devices may be snatched away by somebody else before attaching gives up.
+const ATTEMPTS: u32 = 16;
 
 /// An attached loop device. Dropping it leaves it attached; see [`LoopDevice::detach`].
 #[derive(Debug)]
@@ -48,9 +48,14 @@ impl LoopDevice {
         let mut attempts = 0;
         loop {
             attempts += 1;
-            let index = ioctl::loop_get_free(&control).map_err(|error| {
-                HostError::sys("get a free loop device from", control_path, error)
-            })?;
+            // A free device stays "free" while another process configures it, which may take long:
+            // after the first try, a new one.
+            let index = if attempts == 1 {
+                ioctl::loop_get_free(&control)
+            } else {
+                ioctl::loop_add(&control)
+            }
+            .map_err(|error| HostError::sys("get a loop device from", control_path, error))?;
             let path = PathBuf::from(format!("/dev/loop{index}"));
             // O_EXCL keeps others from claiming it between here and LOOP_CONFIGURE.
             let opened =

@@ -435,7 +435,9 @@ impl Thread {
         let Some(socket) = completion.fd else { return };
         let client = self.new_owner();
         let Ok(socket) = hostio::net::into_ring(socket) else { return };
-        drop((client, socket, size));
+        let export = frontend::Export { name: id.to_string(), size };
+        let front = frontend::NbdConnection::new(client, socket, export, self.now);
+        self.add_front(id, client, Owner::Front { volume: id, front: Box::new(front) });
     }
 
     pub(super) fn stop_front(&mut self, owner: u32) {

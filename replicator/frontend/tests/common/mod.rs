@@ -2,9 +2,13 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use frontend::{BlockDevice, Frontend, Fuse, Status, owner_of};
+use hostio::loopdev::LoopDevice;
 use hostio::{Completion, Fd, Op, Ring, Token, Waker};
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +25,8 @@ pub struct Counters {
     pub flushes: AtomicU64,
     pub discards: AtomicU64,
     pub zeroes: AtomicU64,
+    /// Writes that have arrived and are held back.
+    pub held: AtomicU64,
     /// Requests out of bounds, misaligned or too long: a front-end must let none through.
     pub illegal: AtomicU64,
 }
@@ -38,12 +44,20 @@ pub struct MemDevice {
     counters: Arc<Counters>,
     /// What every request gets instead of service.
     failing: Option<IoError>,
+    /// While `Some`, writes wait here instead of being done: a disk that takes its time.
+    held: Option<Vec<(IoId, BlockOp)>>,
 }
 
 impl MemDevice {
     pub fn new(size: u64, counters: Arc<Counters>) -> Self {
         let bytes = vec![0; usize::try_from(size).unwrap()];
-        Self { bytes, done: VecDeque::new(), counters, failing: None }
+        Self { bytes, done: VecDeque::new(), counters, failing: None, held: None }
+    }
+
+    fn release(&mut self) {
+        for (id, op) in self.held.take().unwrap_or_default() {
+            self.submit(id, op);
+        }
     }
 
     fn range(&self, offset: u64, len: u64) -> Result<std::ops::Range<usize>, IoError> {
@@ -110,10 +124,17 @@ impl BlockDevice for MemDevice {
     }
 
     fn submit(&mut self, id: IoId, op: BlockOp) {
+        if let (Some(held), BlockOp::Write { .. }) = (&mut self.held, &op) {
+            held.push((id, op));
+            self.counters.held.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         let result = self.perform(op);
         self.done.push_back((id, result));
     }
 }
+
+const O_DIRECT: i32 = 0o40000;
 
 /// Makes a front-end of an accepted connection: owner, connection, size.
 pub type Connect = fn(u32, Fd, u64) -> Box<dyn Frontend>;
@@ -123,6 +144,7 @@ enum Ask {
     Listen(Fd, Connect),
     Resize(u64),
     Fail(Option<IoError>),
+    Hold(bool),
     Stop,
 }
 
@@ -173,6 +195,11 @@ impl Server {
     pub fn fail(&self, error: Option<IoError>) {
         self.ask(Ask::Fail(error));
     }
+
+    /// Holds writes back from now on, or does those that were held and goes on as usual.
+    pub fn hold(&self, hold: bool) {
+        self.ask(Ask::Hold(hold));
+    }
 }
 
 impl Drop for Server {
@@ -217,8 +244,11 @@ impl Loop {
                         self.frontends.values_mut().for_each(|frontend| frontend.resize(size));
                     }
                     Ask::Fail(error) => self.device.failing = error,
+                    Ask::Hold(true) => self.device.held = Some(Vec::new()),
+                    Ask::Hold(false) => self.device.release(),
                     Ask::Stop => {
                         stopping = true;
+                        self.device.release();
                         self.listener = None;
                         self.ring.cancel(ACCEPT);
                         self.frontends.values_mut().for_each(|f| f.stop(&mut self.ring));
@@ -276,6 +306,87 @@ impl Loop {
             let gone = self.frontends.remove(&owner).unwrap();
             assert_eq!(gone.in_flight(), 0, "closed with requests in flight");
         }
+    }
+}
+
+/// A mounted FUSE filesystem; aborted and unmounted when dropped.
+pub struct Mounted {
+    pub dir: tempfile::TempDir,
+    pub server: Server,
+}
+
+impl Mounted {
+    /// `None`, said in words, where this cannot be tested.
+    pub fn new(size: u64) -> Option<Self> {
+        for device in ["/dev/fuse", "/dev/loop-control"] {
+            if OpenOptions::new().read(true).write(true).open(device).is_err() {
+                eprintln!("skipped: {device} cannot be opened");
+                return None;
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(size);
+        server.serve_fuse(hostio::fuse::mount_at(dir.path(), "holdfast-test").unwrap());
+        Some(Self { dir, server })
+    }
+
+    pub fn file(&self) -> PathBuf {
+        self.dir.path().join("volume")
+    }
+
+    pub fn attach(&self) -> Attached {
+        let device = LoopDevice::attach(&self.file(), 4096).unwrap();
+        Attached { path: device.path().to_owned(), device: Some(device) }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = hostio::fuse::abort(self.dir.path());
+        }
+        let unmounted = hostio::fuse::unmount(self.dir.path(), true);
+        if !std::thread::panicking() {
+            unmounted.unwrap();
+        }
+    }
+}
+
+/// A loop device; detached when dropped.
+pub struct Attached {
+    pub path: PathBuf,
+    device: Option<LoopDevice>,
+}
+
+impl Attached {
+    pub fn device(&self) -> &LoopDevice {
+        self.device.as_ref().unwrap()
+    }
+
+    pub fn open(&self, direct: bool) -> File {
+        let flags = if direct { O_DIRECT } else { 0 };
+        OpenOptions::new().read(true).write(true).custom_flags(flags).open(&self.path).unwrap()
+    }
+
+    pub fn text(&self) -> &str {
+        self.path.to_str().unwrap()
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        if let Some(device) = self.device.take() {
+            let _ = device.detach();
+        }
+    }
+}
+
+/// A filesystem mounted by mount(8); unmounted when dropped.
+pub struct Filesystem(pub PathBuf);
+
+impl Drop for Filesystem {
+    fn drop(&mut self) {
+        let _ = hostio::fuse::unmount(&self.0, true);
     }
 }
 

@@ -1,0 +1,237 @@
+//! Starting and ending the daemons of a node.
+
+use crate::layout::Layout;
+use crate::process::{ProcessId, kill_all};
+use crate::state::State;
+use anyhow::{Context as _, Result, ensure};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{self, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// The replicator.
+pub const REPLICATOR: &str = "replicator";
+/// The CSI node plugin.
+pub const CSI_NODE: &str = "csi-node";
+/// The CSI controller.
+pub const CSI_CONTROLLER: &str = "csi-controller";
+/// The command line, which is also the lab's own clients.
+pub const HOLDFAST: &str = "holdfast";
+
+/// How long a SIGKILLed daemon may take to be gone: it may wait for a disk.
+const KILL_PATIENCE: Duration = Duration::from_secs(20);
+
+/// The programs beside the one that runs: target/release for a build, /usr/bin for a package; for a
+/// test binary (target/release/deps) the directory above. `HOLDFAST_PROGRAMS` overrides.
+///
+/// # Errors
+/// If one of the four is not there.
+pub fn programs() -> Result<PathBuf> {
+    let dir = match std::env::var_os("HOLDFAST_PROGRAMS") {
+        Some(dir) => PathBuf::from(dir),
+        None => {
+            let exe = std::env::current_exe().context("where is this program?")?;
+            let mut dir = exe.parent().unwrap_or(Path::new("/")).to_path_buf();
+            if dir.ends_with("deps") {
+                dir.pop();
+            }
+            dir
+        }
+    };
+    for name in [REPLICATOR, CSI_NODE, CSI_CONTROLLER, HOLDFAST] {
+        let program = dir.join(name);
+        ensure!(
+            program.is_file(),
+            "{} is not there: build it with `cargo build --release --workspace`, or set HOLDFAST_PROGRAMS",
+            program.display()
+        );
+    }
+    Ok(dir)
+}
+
+/// The replicator's configuration file; names as its flags.
+#[derive(Serialize)]
+struct ReplicatorConfig {
+    node: u64,
+    name: String,
+    cluster: String,
+    data_dir: PathBuf,
+    control_address: String,
+    data_address: String,
+    control_socket: PathBuf,
+    pool: PathBuf,
+    priority_io: String,
+    log: String,
+    peers: Vec<Peer>,
+}
+
+#[derive(Serialize)]
+struct Peer {
+    node: u64,
+    control_address: String,
+}
+
+/// Makes a node's directories and the replicator's configuration.
+///
+/// # Errors
+/// If they cannot be written or the node has no pool yet.
+pub fn configure(layout: &Layout, state: &State, node: u64) -> Result<()> {
+    for dir in [layout.log_dir(node), layout.data_dir(node)] {
+        fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    }
+    let peer = |node| Peer { node, control_address: layout.control_address(node).to_string() };
+    let config = ReplicatorConfig {
+        node,
+        name: Layout::node_name(node),
+        cluster: state.cluster.clone(),
+        data_dir: layout.data_dir(node),
+        control_address: layout.control_address(node).to_string(),
+        data_address: layout.data_address(node).to_string(),
+        control_socket: layout.control_socket(node),
+        pool: state.pools.get(&node).context("the node has no pool")?.clone(),
+        priority_io: "high".into(),
+        log: std::env::var("HOLDFAST_LOG").unwrap_or_else(|_| "info".into()),
+        peers: (1..=state.nodes).map(peer).collect(),
+    };
+    fs::write(config_file(layout, node), toml::to_string(&config)?)?;
+    Ok(())
+}
+
+/// Where [`configure`] writes.
+#[must_use]
+pub fn config_file(layout: &Layout, node: u64) -> PathBuf {
+    layout.node_dir(node).join("replicator.toml")
+}
+
+/// Writes the superblock of a node's blank pool.
+///
+/// # Errors
+/// If the replicator refuses the device.
+pub fn format_pool(state: &State, node: u64) -> Result<()> {
+    let pool = state.pools.get(&node).context("the node has no pool")?.to_string_lossy();
+    let program = state.programs.join(REPLICATOR);
+    let args = ["pool", "init", "--pool", pool.as_ref(), "--cluster", state.cluster.as_str()];
+    crate::exec::run(&program.to_string_lossy(), &args)
+        .with_context(|| format!("formatting the pool of {}", Layout::node_name(node)))
+        .map(drop)
+}
+
+/// Names of the daemons that belong on a node, in the order in which they start.
+#[must_use]
+pub fn names(state: &State, node: u64) -> Vec<&'static str> {
+    let mut names = vec![REPLICATOR, CSI_NODE];
+    if node == state.controller_node {
+        names.push(CSI_CONTROLLER);
+    }
+    names
+}
+
+fn arguments(layout: &Layout, state: &State, node: u64, daemon: &str) -> Vec<OsString> {
+    let unix = |path: PathBuf| format!("unix://{}", path.display());
+    let text: Vec<String> = match daemon {
+        CSI_NODE => vec![
+            "--endpoint".into(),
+            unix(layout.csi_socket(node)),
+            "--replicator".into(),
+            unix(layout.control_socket(node)),
+            "--node-name".into(),
+            Layout::node_name(node),
+            "--node-id".into(),
+            node.to_string(),
+        ],
+        CSI_CONTROLLER => {
+            // The replicator beside it first, then the others.
+            let order = core::iter::once(node).chain((1..=state.nodes).filter(|n| *n != node));
+            let all: Vec<String> =
+                order.map(|node| format!("http://{}", layout.control_address(node))).collect();
+            vec![
+                "--endpoint".into(),
+                unix(layout.controller_socket(node)),
+                "--replicators".into(),
+                all.join(","),
+            ]
+        }
+        _ => vec!["--config".into(), config_file(layout, node).display().to_string()],
+    };
+    text.into_iter().map(OsString::from).collect()
+}
+
+/// Starts those daemons of a node that do not run, and remembers them in `state` (to be saved).
+///
+/// # Errors
+/// If one cannot be started.
+pub fn start(layout: &Layout, state: &mut State, node: u64) -> Result<()> {
+    for name in names(state, node) {
+        let running = state.daemons.get(&node).and_then(|daemons| daemons.get(name));
+        if running.is_some_and(|process| process.is_alive()) {
+            continue;
+        }
+        let arguments = arguments(layout, state, node, name);
+        let process = spawn(
+            &layout.namespace(node),
+            &state.programs.join(name),
+            &arguments,
+            &layout.log_dir(node).join(format!("{name}.log")),
+        )?;
+        state.daemons.entry(node).or_default().insert(name.into(), process);
+        state.save(&layout.dir)?;
+    }
+    Ok(())
+}
+
+/// Starts a program for good: in a network namespace (and only that: its mounts are the machine's),
+/// in a session of its own, with its output appended to `log`.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn spawn(
+    namespace: &str,
+    program: &Path,
+    arguments: &[OsString],
+    log: &Path,
+) -> Result<ProcessId> {
+    let output = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(log)
+        .with_context(|| format!("opening {}", log.display()))?;
+    let enter = format!("--net={}", Layout::namespace_path(namespace).display());
+    // Neither setsid nor nsenter forks here: the pid stays the program's.
+    let child = Command::new("setsid")
+        .args(["nsenter", &enter])
+        .arg(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        .spawn()
+        .with_context(|| format!("cannot start {}", program.display()))?;
+    let pid = i32::try_from(child.id()).context("pid")?;
+    ProcessId::of(pid).with_context(|| format!("{} ended at once", program.display()))
+}
+
+/// SIGKILLs a node's daemons and waits until they are gone.
+///
+/// # Errors
+/// If one will not go.
+pub fn kill(state: &State, node: u64) -> Result<()> {
+    let none = BTreeMap::new();
+    let daemons = state.daemons.get(&node).unwrap_or(&none);
+    let processes: Vec<ProcessId> = daemons.values().copied().collect();
+    kill_all(&processes, KILL_PATIENCE)
+}
+
+/// The last lines of a daemon's log, for error messages.
+#[must_use]
+pub fn last_words(layout: &Layout, node: u64, daemon: &str) -> String {
+    let path = layout.log_dir(node).join(format!("{daemon}.log"));
+    let text = fs::read(&path).unwrap_or_default();
+    let tail = &text[text.len().saturating_sub(2000)..];
+    let text = String::from_utf8_lossy(tail);
+    let lines: Vec<&str> = text.lines().collect();
+    let last = &lines[lines.len().saturating_sub(6)..];
+    format!("{} ends with:\n{}", path.display(), last.join("\n"))
+}

@@ -1,0 +1,112 @@
+//! The lab's network: one namespace per node, one more (the hub) with the bridge between them. The
+//! machine's own namespace is not touched.
+
+use crate::exec::{run, run_with_input};
+use crate::layout::Layout;
+use anyhow::{Context as _, Result};
+
+const CUT_TABLE: &str = "holdfast_cut";
+
+/// Makes the hub namespace with its bridge.
+///
+/// # Errors
+/// If `ip` fails.
+pub fn make_hub(layout: &Layout) -> Result<()> {
+    let hub = layout.hub();
+    run("ip", &["netns", "add", &hub])?;
+    let address = format!("{}/24", layout.hub_address());
+    for args in [
+        vec!["link", "set", "lo", "up"],
+        vec!["link", "add", "br0", "type", "bridge"],
+        vec!["addr", "add", &address, "dev", "br0"],
+        vec!["link", "set", "br0", "up"],
+    ] {
+        ip_in(&hub, &args)?;
+    }
+    Ok(())
+}
+
+/// Makes a node's namespace and plugs it into the bridge.
+///
+/// # Errors
+/// If `ip` fails.
+pub fn make_node(layout: &Layout, node: u64) -> Result<()> {
+    let (hub, namespace) = (layout.hub(), layout.namespace(node));
+    let port = format!("port{node}");
+    run("ip", &["netns", "add", &namespace])?;
+    ip_in(
+        &hub,
+        &["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &namespace],
+    )?;
+    ip_in(&hub, &["link", "set", &port, "master", "br0", "up"])?;
+    let address = format!("{}/24", layout.address(node));
+    ip_in(&namespace, &["link", "set", "lo", "up"])?;
+    ip_in(&namespace, &["addr", "add", &address, "dev", "eth0"])?;
+    ip_in(&namespace, &["link", "set", "eth0", "up"])
+}
+
+fn ip_in(namespace: &str, args: &[&str]) -> Result<()> {
+    let mut all = vec!["-n", namespace];
+    all.extend(args);
+    run("ip", &all).map(drop)
+}
+
+/// Removes a namespace with all its links; its processes must be gone.
+///
+/// # Errors
+/// If `ip` fails.
+pub fn remove(namespace: &str) -> Result<()> {
+    run("ip", &["netns", "del", namespace]).map(drop)
+}
+
+/// Drops every packet of a node except on loopback, both ways; nothing on the node is told.
+///
+/// # Errors
+/// If `nft` fails.
+pub fn cut(layout: &Layout, node: u64) -> Result<()> {
+    let rules = format!(
+        "table inet {CUT_TABLE}
+         delete table inet {CUT_TABLE}
+         table inet {CUT_TABLE} {{
+           chain input {{
+             type filter hook input priority -300; policy drop;
+             iifname \"lo\" accept
+           }}
+           chain output {{
+             type filter hook output priority -300; policy drop;
+             oifname \"lo\" accept
+           }}
+           chain forward {{
+             type filter hook forward priority -300; policy drop;
+           }}
+         }}
+        "
+    );
+    nft(layout, node, &["-f", "-"], &rules).map(drop).context("cutting the node off")
+}
+
+/// Takes back what [`cut`] did; fine if nothing was cut.
+///
+/// # Errors
+/// If `nft` fails.
+pub fn heal(layout: &Layout, node: u64) -> Result<()> {
+    // Adding first makes the deletion right in both cases.
+    let rules = format!("table inet {CUT_TABLE}\ndelete table inet {CUT_TABLE}\n");
+    nft(layout, node, &["-f", "-"], &rules).map(drop).context("healing the node")
+}
+
+/// Whether [`cut`] is in force.
+///
+/// # Errors
+/// If `nft` fails.
+pub fn is_cut(layout: &Layout, node: u64) -> Result<bool> {
+    Ok(nft(layout, node, &["list", "tables"], "")?.contains(CUT_TABLE))
+}
+
+fn nft(layout: &Layout, node: u64, args: &[&str], input: &str) -> Result<String> {
+    let enter =
+        format!("--net={}", Layout::namespace_path(&layout.namespace(node)).to_string_lossy());
+    let mut all = vec![enter.as_str(), "nft"];
+    all.extend(args);
+    run_with_input("nsenter", &all, input)
+}

@@ -1,1 +1,238 @@
-//! The control plane of a node: gRPC services, liveness, fencing, attach.
+//! The control plane of a node: gRPC services, liveness, fencing, replicas, attachments.
+//!
+//! It decides nothing that Raft should decide and touches no data: it proposes commands, watches
+//! the applied state, and tells the data thread what follows from it.
+
+mod attach;
+mod convert;
+mod events;
+pub mod fence;
+mod heartbeat;
+mod isr;
+mod leader;
+pub mod liveness;
+mod peer;
+mod propose;
+mod reconcile;
+mod server;
+mod service;
+pub mod status;
+mod steps;
+#[cfg(test)]
+mod testing;
+pub mod transport;
+
+pub use attach::Attachments;
+pub use events::Events;
+pub use leader::Roll;
+pub use propose::Proposer;
+pub use server::{ListenError, listen_tcp, listen_unix};
+
+use crate::config::Config;
+use crate::data::{DataEvent, DataHandle};
+use crate::meta::MetaHandle;
+use client::MAX_MESSAGE;
+use client::api::control_server::ControlServer;
+use client::api::peer_server::PeerServer;
+use core::time::Duration;
+use metadata::{NodeInfo, PoolInfo};
+use std::sync::Arc;
+use thiserror::Error;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::mpsc::{Receiver, UnboundedReceiver};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tonic::transport::server::Router;
+use transport::{Sender, Transport};
+use types::{BootId, EngineInstance, NodeId};
+use uuid::Uuid;
+
+/// Pings of the server on idle connections, and how long they may stay unanswered: dead clients
+/// must not keep connections for ever.
+const PING: Duration = Duration::from_secs(5);
+/// Requests at a time on one connection.
+const STREAMS: u32 = 256;
+/// How long requests may take to end when the daemon ends.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Everything the parts of the control plane share.
+pub struct Node {
+    config: Config,
+    boot: BootId,
+    process: EngineInstance,
+    pool: PoolInfo,
+    meta: MetaHandle,
+    data: DataHandle,
+    proposer: Proposer,
+    transport: Transport,
+    roll: Roll,
+    events: Events,
+    attachments: Attachments,
+}
+
+impl Node {
+    /// What this node says of itself.
+    fn info(&self) -> NodeInfo {
+        NodeInfo {
+            node: self.config.node,
+            name: self.config.name.clone(),
+            control_address: self.config.control_address.to_string(),
+            data_address: self.config.data_address.to_string(),
+            pool: Some(self.pool),
+            class: Some(self.config.priority_io),
+            boot: self.boot,
+            process: self.process,
+        }
+    }
+
+    async fn pool_free(&self) -> u64 {
+        self.data.pool().await.map_or(0, |pool| pool.free)
+    }
+}
+
+/// The parts that were started before.
+pub struct Parts {
+    /// The configuration.
+    pub config: Config,
+    /// Boot of the host.
+    pub boot: BootId,
+    /// The pool that is served.
+    pub pool: PoolInfo,
+    /// Raft.
+    pub meta: MetaHandle,
+    /// What Raft wants to send.
+    pub outbound: Receiver<(NodeId, Vec<u8>)>,
+    /// The data thread.
+    pub data: DataHandle,
+    /// What it reports.
+    pub data_events: UnboundedReceiver<DataEvent>,
+    /// Bound to the control address.
+    pub tcp: TcpListener,
+    /// Bound to the control socket.
+    pub unix: UnixListener,
+}
+
+/// Why the control plane ended unasked.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// A listener failed for good.
+    #[error("the control API cannot be served: {0}")]
+    Serve(#[from] tonic::transport::Error),
+    /// The data thread is gone, and with it everything this node serves.
+    #[error("the data thread ended unexpectedly")]
+    DataEnded,
+    /// Raft is gone: without it this node may not serve.
+    #[error("metadata failed: {0}")]
+    MetaEnded(String),
+}
+
+/// Runs the control plane until `stop` becomes true; then attachments are closed cleanly where
+/// they can be.
+///
+/// # Errors
+/// [`RunError`].
+pub async fn run(parts: Parts, mut stop: watch::Receiver<bool>) -> Result<(), RunError> {
+    let Parts { config, boot, pool, meta, outbound, data, data_events, tcp, unix } = parts;
+    let sender =
+        Sender { cluster: config.cluster, node: config.node, address: config.control_address };
+    let transport = Transport::new(sender);
+    for (node, address) in &config.peers {
+        transport.set_peer(*node, *address);
+    }
+    let node = Arc::new(Node {
+        boot,
+        process: EngineInstance(Uuid::new_v4()),
+        pool,
+        proposer: Proposer::new(config.node, meta.clone(), config.peers.clone()),
+        transport,
+        roll: Roll::default(),
+        events: Events::new(config.node),
+        attachments: Attachments::default(),
+        meta,
+        data,
+        config,
+    });
+
+    let mut tasks = JoinSet::new();
+    tasks.spawn(node.transport.clone().run(outbound));
+    tasks.spawn(node.events.clone().follow(node.meta.clone()));
+    tasks.spawn(follow_addresses(Arc::clone(&node)));
+    tasks.spawn(heartbeat::run(Arc::clone(&node)));
+    tasks.spawn(leader::run(Arc::clone(&node)));
+    tasks.spawn(reconcile::run(Arc::clone(&node)));
+    tasks.spawn(attach::follow(Arc::clone(&node)));
+
+    let ended = |mut stop: watch::Receiver<bool>| async move {
+        // An error means that nobody can stop this any more: it ends as well.
+        let _ = stop.wait_for(|stop| *stop).await;
+    };
+    let serve_tcp = router(&node).serve_with_incoming_shutdown(
+        ReceiverStream::new(server::accept(tcp)),
+        ended(stop.clone()),
+    );
+    let serve_unix = router(&node).serve_with_incoming_shutdown(
+        ReceiverStream::new(server::accept(unix)),
+        ended(stop.clone()),
+    );
+    let serving = async { tokio::try_join!(serve_tcp, serve_unix).map(drop) };
+    tokio::pin!(serving);
+    let data_ended = isr::follow(Arc::clone(&node), data_events);
+    tokio::pin!(data_ended);
+    let result = tokio::select! {
+        result = &mut serving => result.map_err(RunError::from),
+        () = &mut data_ended => Err(RunError::DataEnded),
+        reason = node.meta.stopped() => {
+            Err(RunError::MetaEnded(reason.map_or_else(|| "it ended".to_owned(), |r| r.to_string())))
+        }
+        _ = stop.wait_for(|stop| *stop) => {
+            // Peers keep their streams open: they are not waited for longer than this.
+            let graceful = tokio::time::timeout(GRACE, &mut serving);
+            let closing = async { tokio::join!(graceful, attach::detach_all(&node)) };
+            tokio::select! {
+                (graceful, ()) = closing => graceful.unwrap_or(Ok(())).map_err(RunError::from),
+                () = &mut data_ended => Err(RunError::DataEnded),
+            }
+        }
+    };
+    node.transport.stop();
+    result
+}
+
+/// Who may be asked: the members of the state, at the addresses that they have there.
+async fn follow_addresses(node: Arc<Node>) {
+    let mut applied = node.meta.watch();
+    loop {
+        applied.borrow_and_update();
+        for member in node.meta.state().nodes.values() {
+            if let Ok(address) = member.control_address.parse() {
+                node.transport.set_peer(member.node, address);
+            }
+        }
+        if applied.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn router(node: &Arc<Node>) -> Router {
+    let control = ControlServer::new(service::ControlService(Arc::clone(node)))
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let peer = PeerServer::new(peer::PeerService(Arc::clone(node)))
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    Server::builder()
+        .http2_keepalive_interval(Some(PING))
+        .http2_keepalive_timeout(Some(PING))
+        .max_concurrent_streams(STREAMS)
+        .add_service(control)
+        .add_service(peer)
+}
+
+/// Removes the loop devices, mounts and sockets that a killed daemon left in `data_dir`. Blocking;
+/// to be called before anything is served.
+pub fn remove_strays(data_dir: &std::path::Path) {
+    attach::remove_strays(data_dir);
+}

@@ -1,0 +1,218 @@
+//! Attaching (R2).
+
+use super::device::Device;
+use super::{Frontend, Local, describe, end, is_ours, members};
+use crate::control::Node;
+use crate::control::status::{CommandError, data_status};
+use client::api;
+use core::time::Duration;
+use engine::IsrView;
+use metadata::{Command, Done, NodeStatus, Refused, State, Volume};
+use std::sync::Arc;
+use tokio::time::{Instant, timeout, timeout_at};
+use tonic::Status;
+use types::{EngineInstance, Epoch, NodeId, ReplicaId, VolumeId};
+use uuid::Uuid;
+
+/// How long an attach waits while a lost holder is being fenced.
+const FENCE_WAIT: Duration = Duration::from_secs(60);
+/// How long one command may take through changes of the leader.
+const COMMAND: Duration = Duration::from_secs(15);
+/// How long the engine may take to seal and reconcile: two leases, and the I/O timeout.
+const START: Duration = Duration::from_secs(30);
+
+/// Attaches `volume` here and returns once the device works. Idempotent.
+pub(in crate::control) async fn attach(
+    node: &Arc<Node>,
+    volume: VolumeId,
+    frontend: Frontend,
+) -> Result<api::Attachment, Status> {
+    let operation = node.attachments.begin(volume)?;
+    // A caller that goes away must not leave half an attachment: the work runs to its end.
+    let node = Arc::clone(node);
+    let work = tokio::spawn(async move {
+        let _operation = operation;
+        run(&node, volume, frontend).await
+    });
+    work.await.unwrap_or_else(|_| Err(Status::internal("the attach ended unexpectedly")))
+}
+
+async fn run(
+    node: &Arc<Node>,
+    volume: VolumeId,
+    frontend: Frontend,
+) -> Result<api::Attachment, Status> {
+    if let Some(present) = healthy(node, volume, frontend).await? {
+        return Ok(present);
+    }
+    end::tear_down(node, volume).await;
+    let begun = hostio::clock::boottime();
+    let instance = EngineInstance(Uuid::new_v4());
+    let epoch = begin_epoch(node, volume, instance).await?;
+    tracing::info!(node = %node.config.node, %volume, %epoch, "attaching");
+    let local = Local { epoch, instance, device: None, failed: None };
+    node.attachments.inner().insert(volume, local);
+    match serve(node, volume, epoch, instance, frontend).await {
+        Ok(device) => {
+            if let Some(local) = node.attachments.inner().get_mut(&volume) {
+                local.device = Some(device);
+            }
+        }
+        Err(status) => {
+            tracing::warn!(node = %node.config.node, %volume, %epoch, error = status.message(), "attach failed");
+            end::give_up(node, volume, epoch, instance).await;
+            return Err(status);
+        }
+    }
+    let took = hostio::clock::boottime().since(begun);
+    let message = format!("device ready after {:.3} s", took.as_secs_f64());
+    node.events.local("device_ready", Some(volume), Some(epoch), &message);
+    describe(node, volume)
+        .await
+        .ok_or_else(|| Status::aborted(format!("volume {volume} was superseded while attaching")))
+}
+
+/// The attachment that is here already, if it works.
+async fn healthy(
+    node: &Node,
+    volume: VolumeId,
+    frontend: Frontend,
+) -> Result<Option<api::Attachment>, Status> {
+    let ours = match node.attachments.inner().get(&volume) {
+        None => return Ok(None),
+        Some(local) => is_ours(&node.meta.state(), volume, local.epoch, local.instance),
+    };
+    match describe(node, volume).await {
+        Some(present) if ours && !present.failed => {
+            if present.frontend == frontend.as_str() {
+                return Ok(Some(present));
+            }
+            Err(Status::already_exists(format!(
+                "volume {volume} is attached here with front-end {:?}, not {:?}: detach it first",
+                present.frontend,
+                frontend.as_str()
+            )))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Has Raft grant the next epoch, waiting while a lost holder is being fenced.
+async fn begin_epoch(
+    node: &Node,
+    volume: VolumeId,
+    instance: EngineInstance,
+) -> Result<Epoch, Status> {
+    let deadline = Instant::now() + FENCE_WAIT;
+    let mut applied = node.meta.watch();
+    loop {
+        applied.borrow_and_update();
+        let state = node.meta.state();
+        // An absent volume may only be unknown here yet: the leader decides.
+        let expected_epoch =
+            state.volumes.get(&volume).map_or(Epoch::default(), |record| record.epoch);
+        let begin =
+            Command::BeginAttach { volume, node: node.config.node, instance, expected_epoch };
+        let refused = match node.proposer.propose(begin, COMMAND).await {
+            Ok(Done::Epoch { epoch, .. }) => return Ok(epoch),
+            Ok(other) => return Err(Status::internal(format!("unexpected outcome {other:?}"))),
+            Err(CommandError::Refused(refused)) => refused,
+            Err(unknown) => return Err(unknown.into()),
+        };
+        match &refused {
+            // The holder may have changed since the state was looked at: look again.
+            Refused::Superseded { .. } if Instant::now() < deadline => continue,
+            Refused::NeedsFence { .. }
+            | Refused::NeedsSeal { .. }
+            | Refused::Creating { .. }
+            // This node came back a moment ago: the leader will notice.
+            | Refused::NodeIsLost { .. }
+            | Refused::NotRegistered { .. } => {
+                tracing::info!(node = %node.config.node, %volume, reason = %refused, "attach waits");
+            }
+            _ => return Err(CommandError::Refused(refused).into()),
+        }
+        // The answer was applied here before it was returned: only a newer state can differ.
+        let before = node.meta.state();
+        let changed = async {
+            let before = situation(&before, volume, node.config.node);
+            while before == situation(&node.meta.state(), volume, node.config.node) {
+                if applied.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        if timeout_at(deadline, changed).await.is_err() {
+            let waited = FENCE_WAIT.as_secs();
+            return Err(Status::deadline_exceeded(format!("after {waited} s still: {refused}")));
+        }
+    }
+}
+
+/// All that an attach depends on: the record, whether its holder is lost, whether `here` is up.
+fn situation(state: &State, volume: VolumeId, here: NodeId) -> (Option<&Volume>, bool, bool) {
+    let record = state.volumes.get(&volume);
+    let holder = record.and_then(|record| record.attachment.holder());
+    let up = state.nodes.get(&here).is_some_and(|node| node.status == NodeStatus::Up);
+    (record, holder.is_some_and(|holder| state.is_lost(holder)), up)
+}
+
+/// Seals, reconciles, activates and makes the device.
+async fn serve(
+    node: &Arc<Node>,
+    volume: VolumeId,
+    epoch: Epoch,
+    instance: EngineInstance,
+    frontend: Frontend,
+) -> Result<Device, Status> {
+    let superseded =
+        || Status::aborted(format!("volume {volume} was taken over while attaching at {epoch}"));
+    let state = node.meta.state();
+    let record = state.volumes.get(&volume).ok_or_else(superseded)?;
+    let spec = engine::EngineConfig {
+        cluster: node.config.cluster,
+        volume,
+        size: record.size,
+        epoch,
+        instance,
+        node: node.config.node,
+        isr_version: record.isr_version,
+        members: members(&state, record, node.config.node),
+    };
+    let isr_version = record.isr_version;
+    let start = timeout(START, node.data.start_engine(spec));
+    let isr: Vec<ReplicaId> = tokio::select! {
+        started = start => match started {
+            Ok(Ok(isr)) => isr,
+            Ok(Err(error)) => return Err(data_status("starting the engine", &error)),
+            Err(_) => return Err(Status::unavailable("the engine found no in-sync replica in time")),
+        },
+        () = lost(node, volume, epoch, instance) => return Err(superseded()),
+    };
+    // Until the answer is known the record may hold either ISR: only then may I/O start.
+    let activate = Command::Activate { volume, epoch, instance, isr: isr.clone(), isr_version };
+    let version = match node.proposer.propose(activate, COMMAND).await? {
+        Done::Isr { isr_version } => isr_version,
+        other => return Err(Status::internal(format!("unexpected outcome {other:?}"))),
+    };
+    node.data
+        .activate(volume, IsrView { version, isr })
+        .await
+        .map_err(|error| data_status("activating the engine", &error))?;
+    tracing::info!(node = %node.config.node, %volume, %epoch, "active");
+    Device::create(node, volume, frontend).await
+}
+
+/// Completes when the record does not grant the volume to this engine any more.
+async fn lost(node: &Node, volume: VolumeId, epoch: Epoch, instance: EngineInstance) {
+    let mut applied = node.meta.watch();
+    loop {
+        applied.borrow_and_update();
+        if !is_ours(&node.meta.state(), volume, epoch, instance) {
+            return;
+        }
+        if applied.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}

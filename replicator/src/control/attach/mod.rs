@@ -1,0 +1,169 @@
+//! Attachments of this node: from an epoch that Raft grants to a device that works, and back (R2).
+//!
+//! One operation at a time per volume. What is here is only the local half of an attachment; the
+//! record in the applied state rules, and an attachment that it does not know (any more) is failed
+//! at once, so that nothing is served under a superseded epoch (promise 3).
+
+mod begin;
+mod device;
+mod end;
+mod stray;
+mod watch;
+
+pub(super) use begin::attach;
+pub(super) use end::{detach, detach_all};
+pub(super) use stray::remove_strays;
+pub(super) use watch::{follow, members};
+
+use super::Node;
+use super::convert;
+use client::api;
+use device::Device;
+use metadata::{Attachment, State};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tonic::Status;
+use types::{EngineInstance, Epoch, VolumeId};
+
+/// What serves the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Frontend {
+    /// A loop device over our FUSE file: a kernel block device.
+    FuseLoop,
+    /// Only the NBD Unix socket.
+    Nbd,
+}
+
+impl Frontend {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::FuseLoop => "fuse-loop",
+            Self::Nbd => "nbd",
+        }
+    }
+}
+
+/// The local half of an attachment.
+#[derive(Debug)]
+pub(super) struct Local {
+    epoch: Epoch,
+    instance: EngineInstance,
+    /// `None` until I/O may start.
+    device: Option<Device>,
+    /// Why every I/O fails, once it does.
+    failed: Option<String>,
+}
+
+/// All attachments of this node.
+#[derive(Debug, Default)]
+pub struct Attachments {
+    inner: Mutex<BTreeMap<VolumeId, Local>>,
+    busy: Arc<Mutex<BTreeSet<VolumeId>>>,
+}
+
+/// The right to change one volume's attachment; released on drop.
+#[derive(Debug)]
+pub(super) struct Operation {
+    volume: VolumeId,
+    busy: Arc<Mutex<BTreeSet<VolumeId>>>,
+}
+
+impl Drop for Operation {
+    fn drop(&mut self) {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.volume);
+    }
+}
+
+impl Attachments {
+    fn inner(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Local>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins an operation on `volume`.
+    ///
+    /// # Errors
+    /// ABORTED while another one is in flight.
+    pub(super) fn begin(&self, volume: VolumeId) -> Result<Operation, Status> {
+        let fresh = self.busy.lock().unwrap_or_else(PoisonError::into_inner).insert(volume);
+        if fresh {
+            return Ok(Operation { volume, busy: Arc::clone(&self.busy) });
+        }
+        Err(Status::aborted(format!(
+            "another operation on volume {volume} is in flight on this node"
+        )))
+    }
+
+    /// Volumes attached (or being attached) here.
+    pub(super) fn volumes(&self) -> Vec<VolumeId> {
+        self.inner().keys().copied().collect()
+    }
+
+    /// Notes that every I/O fails from now on; false if that was known or the attachment is gone.
+    pub(super) fn fail(&self, volume: VolumeId, epoch: Epoch, reason: &str) -> bool {
+        match self.inner().get_mut(&volume) {
+            Some(local) if local.epoch == epoch && local.failed.is_none() => {
+                local.failed = Some(reason.to_owned());
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Whether the record grants `volume` to this engine.
+fn is_ours(state: &State, volume: VolumeId, epoch: Epoch, instance: EngineInstance) -> bool {
+    state.volumes.get(&volume).is_some_and(|record| {
+        record.epoch == epoch
+            && matches!(&record.attachment,
+                Attachment::Attaching { instance: at, .. } | Attachment::Attached { instance: at, .. }
+                if *at == instance)
+    })
+}
+
+/// The attachment of `volume` as the control API shows it; `None` if it is not attached here.
+pub(super) async fn describe(node: &Node, volume: VolumeId) -> Option<api::Attachment> {
+    let status = node.data.engine_status(volume).await;
+    let locals = node.attachments.inner();
+    let local = locals.get(&volume)?;
+    let device = local.device.as_ref()?;
+    let failed = local.failed.is_some()
+        || status.as_ref().is_none_or(|status| status.failed.is_some() || !status.active);
+    let path = device.path();
+    Some(api::Attachment {
+        volume_id: volume.to_string(),
+        epoch: local.epoch.0,
+        device: path.map(|path| path.display().to_string()).unwrap_or_default(),
+        nbd_socket: device.nbd_socket().display().to_string(),
+        frontend: device.frontend().as_str().to_owned(),
+        reason: local.failed.clone().unwrap_or_else(|| device.reason().to_owned()),
+        failed,
+        size_bytes: status.as_ref().map_or(0, |status| status.size),
+        replicas: status.as_ref().map(convert::progress).unwrap_or_default(),
+        writes: status.as_ref().map_or(0, |status| status.writes),
+        reads: status.as_ref().map_or(0, |status| status.reads),
+        flushes: status.as_ref().map_or(0, |status| status.flushes),
+    })
+}
+
+/// Grows the device of `volume` to its committed size (R25); returns that in bytes.
+pub(super) async fn resize(node: &Node, volume: VolumeId) -> Result<u64, Status> {
+    let _operation = node.attachments.begin(volume)?;
+    let state = node.meta.state();
+    let size = state.volumes.get(&volume).map(|record| record.size);
+    let size = size.ok_or_else(|| Status::not_found(format!("there is no volume {volume}")))?;
+    let device = match node.attachments.inner().get(&volume) {
+        Some(Local { device: Some(device), failed: None, .. }) => device.clone(),
+        Some(_) => {
+            return Err(Status::failed_precondition(format!(
+                "the attachment of volume {volume} failed"
+            )));
+        }
+        None => return Err(Status::not_found(format!("volume {volume} is not attached here"))),
+    };
+    node.data
+        .resize_engine(volume, size)
+        .await
+        .map_err(|error| super::status::data_status("resize", &error))?;
+    device.resize().await?;
+    Ok(size)
+}

@@ -1,0 +1,90 @@
+//! The applied state in the words of the control API.
+
+use client::api;
+use metadata::{Attachment, Lifecycle, State, Volume};
+use types::NodeId;
+
+fn node_name(state: &State, node: NodeId) -> String {
+    state.nodes.get(&node).map(|node| node.name.clone()).unwrap_or_default()
+}
+
+/// One volume.
+pub(super) fn volume(state: &State, volume: &Volume) -> api::Volume {
+    let attached = volume.attachment.holder();
+    let shown = match (volume.lifecycle, &volume.attachment) {
+        (Lifecycle::Creating, _) => api::VolumeState::Creating,
+        (Lifecycle::Deleting, _) => api::VolumeState::Deleting,
+        (Lifecycle::Live, Attachment::Detached) => api::VolumeState::Detached,
+        (Lifecycle::Live, Attachment::Attaching { .. }) => api::VolumeState::Attaching,
+        (Lifecycle::Live, Attachment::Attached { .. }) => api::VolumeState::Attached,
+        (Lifecycle::Live, Attachment::Fenced { .. }) => api::VolumeState::Fenced,
+    };
+    api::Volume {
+        volume_id: volume.volume.to_string(),
+        name: volume.name.clone(),
+        size_bytes: volume.size,
+        repl: volume.repl,
+        priority_io: volume.class.map(|class| class.to_string()).unwrap_or_default(),
+        fs_type: volume.fs_type.map(|fs_type| fs_type.to_string()).unwrap_or_default(),
+        state: shown.into(),
+        epoch: volume.epoch.0,
+        isr_version: volume.isr_version.0,
+        replicas: volume
+            .replicas
+            .values()
+            .map(|replica| api::Replica {
+                replica_id: replica.replica.to_string(),
+                node: replica.node.0,
+                node_name: node_name(state, replica.node),
+                incarnation: replica.incarnation.to_string(),
+                in_sync: volume.isr.contains(&replica.replica),
+                state: replica.state.as_str().to_owned(),
+            })
+            .collect(),
+        attached_node: attached.unwrap_or_default().0,
+        attached_node_name: attached.map(|node| node_name(state, node)).unwrap_or_default(),
+        degraded: volume.degraded(),
+        engine_instance: volume
+            .attachment
+            .instance()
+            .map(|instance| instance.to_string())
+            .unwrap_or_default(),
+    }
+}
+
+/// One node; `free` is what it last said of its pool.
+pub(super) fn node(state: &State, node: &metadata::Node, free: Option<u64>) -> api::Node {
+    let role = if state.membership.voters.contains(&node.node) {
+        "voter"
+    } else if state.membership.learners.contains(&node.node) {
+        "learner"
+    } else {
+        "client"
+    };
+    api::Node {
+        node: node.node.0,
+        name: node.name.clone(),
+        control_address: node.control_address.clone(),
+        data_address: node.data_address.clone(),
+        raft_role: role.to_owned(),
+        state: node.status.as_str().to_owned(),
+        boot_id: node.boot.to_string(),
+        priority_io: node.class.map(|class| class.to_string()).unwrap_or_default(),
+        pool_bytes: node.pool.map_or(0, |pool| pool.bytes),
+        pool_free_bytes: free.unwrap_or(0),
+        pool_id: node.pool.map(|pool| pool.id.to_string()).unwrap_or_default(),
+    }
+}
+
+/// The replicas of an attachment as its engine sees them.
+pub(super) fn progress(status: &engine::Status) -> Vec<api::ReplicaProgress> {
+    let member = |member: &engine::MemberStatus| api::ReplicaProgress {
+        replica_id: member.replica.to_string(),
+        node: member.node.0,
+        role: member.role.to_owned(),
+        resync_total_bytes: member.progress.total,
+        resync_compared_bytes: member.progress.compared,
+        resync_copied_bytes: member.progress.copied,
+    };
+    status.members.iter().map(member).collect()
+}

@@ -1,0 +1,85 @@
+//! Every value that a caller sends, checked: a refusal names the field, the value and what is
+//! accepted (promise 6).
+
+use crate::control::attach::Frontend;
+use crate::control::status::invalid;
+use client::api::CreateVolumeRequest;
+use core::net::SocketAddr;
+use metadata::{FsType, MAX_VOLUME, PoolClass};
+use tonic::Status;
+use types::{NodeId, REGION, VolumeId};
+
+#[cfg(test)]
+mod tests;
+
+/// A checked CreateVolume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NewVolume {
+    pub(super) name: String,
+    /// Bytes, a multiple of 1 MiB.
+    pub(super) size: u64,
+    pub(super) repl: u32,
+    pub(super) class: Option<PoolClass>,
+    pub(super) fs_type: Option<FsType>,
+    pub(super) preferred: Vec<NodeId>,
+}
+
+pub(super) fn new_volume(request: CreateVolumeRequest) -> Result<NewVolume, Status> {
+    Ok(NewVolume {
+        name: volume_name(request.name)?,
+        size: size(request.size_bytes)?,
+        repl: repl(request.repl)?,
+        class: pool_class(&request.priority_io)?,
+        fs_type: FsType::parse_optional(&request.fs_type).map_err(|error| {
+            let accepted = format!("\"\" or {}", error.accepted);
+            invalid("fs_type", error.value, &accepted)
+        })?,
+        preferred: request.preferred_nodes.into_iter().map(NodeId).collect(),
+    })
+}
+
+pub(super) fn volume_id(text: &str) -> Result<VolumeId, Status> {
+    text.parse().map_err(|_| invalid("volume_id", text, "the UUID that CreateVolume returned"))
+}
+
+pub(super) fn volume_name(name: String) -> Result<String, Status> {
+    let good = (1..=128).contains(&name.len()) && !name.chars().any(char::is_control);
+    if good { Ok(name) } else { Err(invalid("name", name, "1 to 128 printable bytes")) }
+}
+
+/// Rounded up to whole MiB.
+pub(super) fn size(bytes: u64) -> Result<u64, Status> {
+    if (1..=MAX_VOLUME).contains(&bytes) {
+        return Ok(bytes.next_multiple_of(REGION));
+    }
+    Err(invalid("size_bytes", bytes, &format!("1 to {MAX_VOLUME} bytes")))
+}
+
+pub(super) fn repl(copies: u32) -> Result<u32, Status> {
+    if (1..=3).contains(&copies) { Ok(copies) } else { Err(invalid("repl", copies, "1, 2 or 3")) }
+}
+
+pub(super) fn pool_class(text: &str) -> Result<Option<PoolClass>, Status> {
+    PoolClass::parse_optional(text).map_err(|error| {
+        invalid("priority_io", error.value, &format!("\"\" or {}", error.accepted))
+    })
+}
+
+pub(super) fn front_end(text: &str) -> Result<Frontend, Status> {
+    match text {
+        "" | "fuse-loop" => Ok(Frontend::FuseLoop),
+        "nbd" => Ok(Frontend::Nbd),
+        _ => Err(invalid("frontend", text, "\"\" (a kernel device), \"fuse-loop\" or \"nbd\"")),
+    }
+}
+
+pub(super) fn node_id(field: &str, node: u64) -> Result<NodeId, Status> {
+    if node == 0 { Err(invalid(field, node, "a number from 1 on")) } else { Ok(NodeId(node)) }
+}
+
+pub(super) fn address(field: &str, text: &str) -> Result<SocketAddr, Status> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) if !address.ip().is_unspecified() && address.port() != 0 => Ok(address),
+        _ => Err(invalid(field, text, "IP:PORT as the other nodes reach it")),
+    }
+}

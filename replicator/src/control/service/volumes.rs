@@ -1,0 +1,229 @@
+//! Volumes: created, listed, grown and deleted, on the leader.
+
+use super::{ControlService, validate};
+use crate::control::convert;
+use crate::control::status::{CommandError, invalid, refused_status};
+use client::api;
+use client::api::get_volume_request::By;
+use core::time::Duration;
+use metadata::{
+    Command, Done, Lifecycle, NewReplica, NodeStatus, Refused, ReplicaState, State, Volume,
+    placement,
+};
+use std::sync::Arc;
+use tokio::time::{Instant, timeout_at};
+use tonic::Status;
+use types::{Incarnation, NodeId, ReplicaId, VolumeId};
+use uuid::Uuid;
+
+/// How long one command may take.
+const COMMAND: Duration = Duration::from_secs(10);
+/// How long the nodes may take to make, grow or delete replicas.
+const NODES: Duration = Duration::from_secs(30);
+/// Placements that may be overtaken by others before a creation gives up.
+const PLACEMENTS: u32 = 8;
+/// Volumes on a page if the caller does not say: the answer must fit a message.
+const PAGE: usize = 1000;
+
+impl ControlService {
+    pub(super) async fn create(
+        &self,
+        request: api::CreateVolumeRequest,
+    ) -> Result<api::Volume, Status> {
+        let wanted = validate::new_volume(request)?;
+        let mut left = PLACEMENTS;
+        let volume = loop {
+            let state = self.leader_state().await?;
+            left -= 1;
+            match self.propose_volume(&state, &wanted).await {
+                Err(CommandError::Refused(
+                    Refused::NoRoom { .. } | Refused::BadPlacement { .. },
+                )) if left > 0 => {
+                    // Another volume or a lost node overtook this placement: place again.
+                }
+                Ok(volume) => break volume,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let made = self.until(volume, NODES, |record| {
+            record.is_none_or(|record| record.lifecycle != Lifecycle::Creating || failed(record))
+        });
+        let state = made.await.ok_or_else(|| {
+            Status::unavailable(format!("volume {volume} is still being created on its nodes"))
+        })?;
+        match state.volumes.get(&volume) {
+            Some(record) if record.lifecycle == Lifecycle::Live => {
+                Ok(convert::volume(&state, record))
+            }
+            Some(record) if failed(record) => {
+                // Half a volume helps nobody: it goes, and the caller may try again.
+                self.0.proposer.propose(Command::DeleteVolume { volume }, COMMAND).await?;
+                Err(Status::resource_exhausted(
+                    "a node could not make its replica; nothing was created, see the event replica_failed",
+                ))
+            }
+            _ => Err(Status::aborted(format!("volume {volume} was deleted meanwhile"))),
+        }
+    }
+
+    async fn propose_volume(
+        &self,
+        state: &State,
+        wanted: &validate::NewVolume,
+    ) -> Result<VolumeId, CommandError> {
+        let nodes = if state.volume_by_name(&wanted.name).is_some() {
+            // It exists: the command only compares, and must not fail for want of room.
+            Vec::new()
+        } else {
+            let request = placement::Request {
+                size: wanted.size,
+                repl: wanted.repl,
+                class: wanted.class,
+                preferred: wanted.preferred.clone(),
+                exclude: Vec::new(),
+            };
+            placement::place(state, &request).map_err(|error| {
+                let node = NodeId::default();
+                Refused::BadPlacement { node, reason: error.to_string() }
+            })?
+        };
+        let new = |node| NewReplica {
+            replica: ReplicaId(Uuid::new_v4()),
+            incarnation: Incarnation(Uuid::new_v4()),
+            node,
+        };
+        let create = Command::CreateVolume {
+            volume: VolumeId(Uuid::new_v4()),
+            name: wanted.name.clone(),
+            size: wanted.size,
+            repl: wanted.repl,
+            class: wanted.class,
+            fs_type: wanted.fs_type,
+            replicas: nodes.into_iter().map(new).collect(),
+        };
+        match self.0.proposer.propose(create, COMMAND).await? {
+            Done::Volume { volume, .. } => Ok(volume),
+            other => Err(CommandError::Unknown { reason: format!("unexpected outcome {other:?}") }),
+        }
+    }
+
+    pub(super) async fn delete(&self, volume: VolumeId) -> Result<(), Status> {
+        self.leader_state().await?;
+        self.0.proposer.propose(Command::DeleteVolume { volume }, COMMAND).await?;
+        let meta = &self.0.meta;
+        let freed = self.until(volume, NODES, |record| {
+            let state = meta.state();
+            let up = |node: NodeId| {
+                state.nodes.get(&node).is_some_and(|node| node.status == NodeStatus::Up)
+            };
+            record.is_none_or(|record| !record.replicas.values().any(|replica| up(replica.node)))
+        });
+        let freed = freed.await;
+        freed.map(drop).ok_or_else(|| {
+            Status::unavailable(format!("volume {volume} is still being deleted on its nodes"))
+        })
+    }
+
+    pub(super) async fn get(&self, request: api::GetVolumeRequest) -> Result<api::Volume, Status> {
+        let state = self.leader_state().await?;
+        let record = match request.by {
+            None => return Err(invalid("by", "", "volume_id or name")),
+            Some(By::VolumeId(text)) => {
+                let volume = validate::volume_id(&text)?;
+                let record = state.volumes.get(&volume);
+                record.ok_or_else(|| Status::not_found(format!("there is no volume {volume}")))?
+            }
+            Some(By::Name(name)) => {
+                let name = validate::volume_name(name)?;
+                let record = state.volume_by_name(&name);
+                record.ok_or_else(|| Status::not_found(format!("there is no volume {name:?}")))?
+            }
+        };
+        Ok(convert::volume(&state, record))
+    }
+
+    pub(super) async fn list(
+        &self,
+        request: api::ListVolumesRequest,
+    ) -> Result<api::ListVolumesResponse, Status> {
+        let after = match request.starting_after.as_str() {
+            "" => None,
+            text => Some(text.parse::<VolumeId>().map_err(|_| {
+                // CSI's word for a token that cannot be used any more.
+                Status::aborted(format!("starting_after: {text:?} is not accepted; accepted: \"\" or `next` of an earlier answer"))
+            })?),
+        };
+        let limit = match usize::try_from(request.max_entries) {
+            Ok(entries @ 1..=PAGE) => entries,
+            _ => PAGE,
+        };
+        let state = self.leader_state().await?;
+        let mut records = state.volumes.values().filter(|record| Some(record.volume) > after);
+        let volumes: Vec<_> =
+            records.by_ref().take(limit).map(|record| convert::volume(&state, record)).collect();
+        let more = records.next().is_some();
+        let next = volumes.last().filter(|_| more).map(|last| last.volume_id.clone());
+        Ok(api::ListVolumesResponse { volumes, next: next.unwrap_or_default() })
+    }
+
+    pub(super) async fn expand(
+        &self,
+        request: api::ExpandVolumeRequest,
+    ) -> Result<api::Volume, Status> {
+        let volume = validate::volume_id(&request.volume_id)?;
+        let size = validate::size(request.size_bytes)?;
+        self.leader_state().await?;
+        self.0.proposer.propose(Command::ExpandBegin { volume, size }, COMMAND).await?;
+        let grown =
+            self.until(volume, NODES, |record| record.is_none_or(|record| record.size >= size));
+        let state = grown.await.ok_or_else(|| {
+            Status::unavailable(format!("volume {volume}: not every in-sync replica has grown yet"))
+        })?;
+        match state.volumes.get(&volume) {
+            Some(record) => Ok(convert::volume(&state, record)),
+            None => Err(refused_status(&Refused::NoVolume { volume })),
+        }
+    }
+
+    pub(super) async fn capacity(
+        &self,
+        request: api::GetCapacityRequest,
+    ) -> Result<api::GetCapacityResponse, Status> {
+        let class = validate::pool_class(&request.priority_io)?;
+        let repl = validate::repl(if request.repl == 0 { 1 } else { request.repl })?;
+        let node = Some(NodeId(request.node)).filter(|node| node.0 != 0);
+        let state = self.leader_state().await?;
+        let capacity = placement::capacity(&state, class, repl, node);
+        Ok(api::GetCapacityResponse {
+            available_bytes: capacity.available,
+            maximum_volume_bytes: capacity.maximum_volume.min(metadata::MAX_VOLUME),
+        })
+    }
+
+    /// Waits until the applied record of `volume` satisfies `condition`, at most for `within`;
+    /// returns the state that does.
+    async fn until(
+        &self,
+        volume: VolumeId,
+        within: Duration,
+        condition: impl Fn(Option<&Volume>) -> bool,
+    ) -> Option<Arc<State>> {
+        let mut applied = self.0.meta.watch();
+        let wait = async {
+            loop {
+                applied.borrow_and_update();
+                let state = self.0.meta.state();
+                if condition(state.volumes.get(&volume)) {
+                    return Some(state);
+                }
+                applied.changed().await.ok()?;
+            }
+        };
+        timeout_at(Instant::now() + within, wait).await.ok().flatten()
+    }
+}
+
+fn failed(record: &Volume) -> bool {
+    record.lifecycle == Lifecycle::Creating
+        && record.replicas.values().any(|replica| replica.state == ReplicaState::Failed)
+}

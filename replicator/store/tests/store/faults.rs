@@ -1,0 +1,209 @@
+//! Full pools, broken disks, damaged data.
+
+use store::{Admin, Event, Output};
+use types::Era;
+use wire::{Reply, Request, Role, WireError};
+
+use crate::node::{DiskOp, MIB, Node, filled, replica, write};
+
+/// A pool of 230 slots of 64 KiB, two volumes of 16 MiB.
+fn full() -> (Node, store::SessionId, store::SessionId) {
+    let mut node = Node::new(16 * MIB);
+    node.create(1, 16 * MIB);
+    node.create(2, 16 * MIB);
+    let (one, _) = node.attach(1, 1, Role::Member);
+    let (two, _) = node.attach(2, 1, Role::Member);
+    assert_eq!(node.write(two, 0, filled(4096, 2), 1), Reply::Done);
+    for at in 0..16 {
+        node.write(one, at * MIB, filled(MIB, 1), 1);
+    }
+    (node, one, two)
+}
+
+#[test]
+fn a_full_pool_refuses_first_writes_and_nothing_else() {
+    let (mut node, one, two) = full();
+    let full = Reply::Failed(WireError::NoSpace);
+    assert_eq!(node.events, [Event::PoolFull], "said once");
+    assert_eq!(node.write(two, MIB, filled(MIB, 3), 1), full);
+    assert_eq!(node.read(two, MIB, 1 << 20), filled(MIB, 0), "nothing was changed");
+    assert_eq!(node.write(two, 0, filled(8192, 4), 1), Reply::Done, "an overwrite");
+    assert_eq!(node.write(one, 0, filled(MIB, 5), 1), Reply::Done, "an overwrite");
+    assert_eq!(node.ask(two, Request::Flush), Reply::Done);
+    let discard = Request::Discard { offset: 0, len: 16 * MIB, era: Era(1) };
+    assert_eq!(node.ask(one, discard), Reply::Done);
+    assert_eq!(node.write(two, MIB, filled(MIB, 3), 1), Reply::Done);
+    assert_eq!(node.read(one, 0, 1 << 20), filled(MIB, 0));
+}
+
+#[test]
+fn a_deleted_replica_gives_its_space_back_zeroed() {
+    let (mut node, _, two) = full();
+    node.admin(Admin::DeleteReplica { replica: replica(1) }).unwrap();
+    for at in 1..12 {
+        assert_eq!(node.write(two, at * MIB, filled(4096, 9), 1), Reply::Done);
+        assert_eq!(node.read(two, at * MIB + 4096, 60 << 10), filled(60 << 10, 0));
+    }
+}
+
+#[test]
+fn a_write_error_fails_that_replica_for_good() {
+    let mut node = Node::new(16 * MIB);
+    node.create(1, 4 * MIB);
+    node.create(2, 4 * MIB);
+    let (one, _) = node.attach(1, 1, Role::Member);
+    let (two, _) = node.attach(2, 1, Role::Member);
+    assert_eq!(node.write(one, 0, filled(4096, 1), 1), Reply::Done);
+    assert_eq!(node.write(two, 0, filled(4096, 2), 1), Reply::Done);
+    let seq = node.send(one, write(0, filled(4096, 3), 1));
+    node.fault = Some(|_| Some(5));
+    node.complete(0);
+    node.fault = None;
+    assert_eq!(node.take(one, seq), Some(Reply::Failed(WireError::Disk { errno: 5 })));
+    assert!(matches!(node.events[..], [Event::ReplicaFailed { .. }]), "{:?}", node.events);
+    for request in [Request::Flush, Request::Ping, Request::Read { offset: 0, len: 4096 }] {
+        let reply = node.ask(one, request);
+        assert!(matches!(reply, Reply::Failed(WireError::ReplicaFailed { .. })), "{reply:?}");
+    }
+    assert_eq!(node.read(two, 0, 4096), filled(4096, 2), "the other one goes on");
+    node.settle();
+    let mut node = node.crash(&mut crate::disk::Rng::new(1), 2);
+    let refused = node.session(Node::hello(1, 2, Role::Member));
+    assert!(matches!(refused, Err(WireError::ReplicaFailed { .. })), "{refused:?}");
+    node.attach(2, 2, Role::Member);
+}
+
+#[test]
+fn a_sync_error_fails_the_pool_and_is_not_tried_again() {
+    let mut node = Node::new(16 * MIB);
+    node.create(1, 4 * MIB);
+    node.create(2, 4 * MIB);
+    let (one, _) = node.attach(1, 1, Role::Member);
+    let (two, _) = node.attach(2, 1, Role::Member);
+    assert_eq!(node.write(one, 0, filled(4096, 1), 1), Reply::Done);
+    node.fault = Some(|op| matches!(op, DiskOp::Sync { .. }).then_some(5));
+    let disk = Reply::Failed(WireError::Disk { errno: 5 });
+    assert_eq!(node.ask(one, Request::Flush), disk);
+    node.fault = None;
+    assert!(node.store.stats().failed);
+    for session in [one, two] {
+        let reply = node.ask(session, Request::Flush);
+        assert!(matches!(reply, Reply::Failed(WireError::ReplicaFailed { .. })), "{reply:?}");
+        assert!(!node.last.iter().any(|out| matches!(out, Output::Sync { .. })));
+    }
+    let refused = node.admin(Admin::DeleteReplica { replica: replica(1) });
+    assert!(matches!(refused, Err(store::StoreError::PoolFailed { errno: 5 })));
+    let mut node = node.restart(1);
+    let refused = node.session(Node::hello(2, 2, Role::Member));
+    assert!(matches!(refused, Err(WireError::ReplicaFailed { .. })), "forgotten by a restart");
+}
+
+#[test]
+fn a_log_error_fails_the_pool() {
+    let mut node = Node::new(16 * MIB);
+    node.create(1, 4 * MIB);
+    let (one, _) = node.attach(1, 1, Role::Member);
+    node.fault = Some(|op| matches!(op, DiskOp::Write { durable: true, .. }).then_some(5));
+    let disk = Reply::Failed(WireError::Disk { errno: 5 });
+    assert_eq!(node.write(one, 0, filled(4096, 1), 1), disk);
+    assert!(node.store.stats().failed);
+}
+
+#[test]
+fn a_read_error_fails_the_read_only() {
+    let mut node = Node::new(16 * MIB);
+    node.create(1, 4 * MIB);
+    let (one, _) = node.attach(1, 1, Role::Member);
+    assert_eq!(node.write(one, 0, filled(8192, 1), 1), Reply::Done);
+    node.fault = Some(|op| matches!(op, DiskOp::Read { .. }).then_some(5));
+    let disk = Reply::Failed(WireError::Disk { errno: 5 });
+    assert_eq!(node.ask(one, Request::Read { offset: 4096, len: 4096 }), disk);
+    assert_eq!(node.ask(one, Request::Hash { offset: 0, len: 4 * MIB }), disk);
+    node.fault = None;
+    assert_eq!(node.read(one, 4096, 4096), filled(4096, 1));
+    let event = Event::ReadError { replica: replica(1), offset: 4096, errno: 5 };
+    assert_eq!(node.events[0], event);
+}
+
+/// Finds the only block that is full of `byte` and flips a bit of it.
+fn rot(node: &mut Node, byte: u8) {
+    let size = 16 * MIB as usize;
+    let bytes = node.disk.bytes(0, size);
+    let at = (0..size).step_by(4096).find(|at| bytes[*at..*at + 4096].iter().all(|b| *b == byte));
+    bytes[at.unwrap() + 1000] ^= 1;
+}
+
+#[test]
+fn a_rotten_block_is_never_served() {
+    for restarted in [false, true] {
+        let mut node = Node::new(16 * MIB);
+        node.create(1, 4 * MIB);
+        let (mut one, _) = node.attach(1, 1, Role::Member);
+        assert_eq!(node.write(one, 64 << 10, filled(12288, 1), 1), Reply::Done);
+        assert_eq!(node.write(one, (64 << 10) + 4096, filled(4096, 0x77), 1), Reply::Done);
+        if restarted {
+            assert_eq!(node.ask(one, Request::SealEra { era: Era(1) }), Reply::Done);
+            node.disk.persist();
+            node = node.restart(1);
+            one = node.attach(1, 2, Role::Member).0;
+        }
+        rot(&mut node, 0x77);
+        let offset = (64 << 10) + 4096;
+        let refused = Reply::Failed(WireError::Checksum { offset });
+        assert_eq!(node.ask(one, Request::Read { offset: 0, len: 128 << 10 }), refused);
+        assert_eq!(node.ask(one, Request::Read { offset, len: 4096 }), refused);
+        assert_eq!(node.ask(one, Request::Hash { offset: 0, len: MIB }), refused);
+        let event = Event::ChecksumMismatch { replica: replica(1), offset };
+        assert_eq!(node.events[0], event);
+        assert_eq!(node.read(one, 64 << 10, 4096), filled(4096, 1), "its neighbours are served");
+        assert_eq!(node.write(one, offset, filled(4096, 3), 2), Reply::Done, "and it is repaired");
+        assert_eq!(node.read(one, offset, 4096), filled(4096, 3));
+    }
+}
+
+#[test]
+fn a_read_that_a_write_falls_into_is_not_called_rotten() {
+    let mut node = Node::new(16 * MIB);
+    node.create(1, 4 * MIB);
+    let (one, _) = node.attach(1, 1, Role::Member);
+    assert_eq!(node.write(one, 0, filled(4096, 1), 1), Reply::Done);
+    node.settle();
+    // The read sees the old data, and ends after the write.
+    let read = node.send(one, Request::Read { offset: 0, len: 4096 });
+    let written = node.send(one, write(0, filled(4096, 2), 1));
+    let old = node.disk.read(0, 4096);
+    drop(old);
+    let data = filled(4096, 1);
+    let id = node.in_flight.remove(0).id;
+    node.complete(0);
+    assert_eq!(node.take(one, written), Some(Reply::Done));
+    node.step(store::Input::Io { id, result: store::IoResult::Read(Ok(data.clone())) });
+    let crc = types::crc32c(data.as_slice());
+    assert_eq!(node.take(one, read), Some(Reply::Data { data, crc }));
+}
+
+#[test]
+fn without_zero_range_zeros_are_written() {
+    let mut node = Node::new(16 * MIB);
+    node.fault = Some(|op| matches!(op, DiskOp::Zero { .. }).then_some(95));
+    // Junk where the slots are.
+    node.disk.bytes(8 * MIB, 4 * MIB as usize).fill(0xee);
+    node.create(1, 14 * MIB);
+    let (one, _) = node.attach(1, 1, Role::Member);
+    for at in 0..12 {
+        assert_eq!(node.write(one, at * MIB, filled(4096, 1), 1), Reply::Done);
+        assert_eq!(node.read(one, at * MIB + 4096, 60 << 10), filled(60 << 10, 0));
+    }
+}
+
+#[test]
+fn slots_that_cannot_be_zeroed_are_retired() {
+    let mut node = Node::new(16 * MIB);
+    node.fault = Some(|op| matches!(op, DiskOp::Zero { .. }).then_some(5));
+    node.create(1, 4 * MIB);
+    let (one, _) = node.attach(1, 1, Role::Member);
+    node.settle();
+    let stats = node.store.stats();
+    assert!(stats.retired_slots > 0 && !stats.failed);
+    assert_eq!(node.write(one, 0, filled(4096, 1), 1), Reply::Failed(WireError::NoSpace));
+}

@@ -1,0 +1,11 @@
+//! The store driven through its public door, on a disk that loses and tears what it may.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod content;
+mod disk;
+mod faults;
+mod io;
+mod model;
+mod node;
+mod pool;
+mod sessions;

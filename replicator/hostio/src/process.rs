@@ -54,3 +54,41 @@ pub fn raise_nofile() -> io::Result<u64> {
     }
     Ok(hard)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use nix::sched::sched_getaffinity;
+
+    #[test]
+    fn a_thread_is_pinned_alone() {
+        let before = sched_getaffinity(Pid::from_raw(0)).unwrap();
+        let cpu = (0..CpuSet::count()).find(|cpu| before.is_set(*cpu).unwrap()).unwrap();
+        std::thread::spawn(move || {
+            pin_to_cpu(cpu).unwrap();
+            let set = sched_getaffinity(Pid::from_raw(0)).unwrap();
+            let all: Vec<_> = (0..CpuSet::count()).filter(|c| set.is_set(*c).unwrap()).collect();
+            assert_eq!(all, [cpu]);
+            assert!(pin_to_cpu(CpuSet::count()).is_err());
+        })
+        .join()
+        .unwrap();
+        assert_eq!(sched_getaffinity(Pid::from_raw(0)).unwrap(), before);
+    }
+
+    #[test]
+    fn open_files_are_raised_to_the_hard_limit() {
+        let limit = raise_nofile().unwrap();
+        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (limit, limit));
+    }
+
+    #[test]
+    fn a_thread_becomes_an_io_flusher_where_it_may() {
+        let done = std::thread::spawn(io_flusher).join().unwrap();
+        match done {
+            Ok(()) => {}
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EPERM)),
+        }
+    }
+}

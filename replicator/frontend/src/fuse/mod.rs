@@ -1,8 +1,9 @@
 //! One volume as the one file of a FUSE filesystem; a loop device on that file is the volume's
 //! block device on kernels without nbd (design §7).
 //!
-//! The path of a write: readv puts the payload into an aligned buffer (the one copy of R15), the
-//! buffer goes to the device as it is, and the reply is one writev when the device has answered.
+//! The path of a write: readv copies the payload out of the kernel's hands into an aligned buffer
+//! (R15), which goes to the device as it is (small ones in a buffer of their own size), and the
+//! reply is one writev when the device has answered.
 
 mod abi;
 #[cfg(test)]

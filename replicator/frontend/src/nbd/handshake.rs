@@ -170,3 +170,73 @@ fn reply(out: &mut Vec<u8>, option: u32, kind: u32, data: &[u8]) {
     out.extend_from_slice(&(data.len() as u32).to_be_bytes());
     out.extend_from_slice(data);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn export() -> Export {
+        Export { name: "name".to_owned(), size: 1 << 30 }
+    }
+
+    /// Feeds `input` in pieces of `size` bytes; what came out and how it ended.
+    fn feed(input: &[u8], size: usize) -> (Vec<u8>, Option<Step>) {
+        let mut out = Vec::new();
+        let mut handshake = Handshake::new(&mut out);
+        let mut have = Vec::new();
+        for piece in input.chunks(size) {
+            have.extend_from_slice(piece);
+            loop {
+                match handshake.step(&have, &export(), &mut out) {
+                    Step::More => break,
+                    Step::Used(used) => drop(have.drain(..used)),
+                    end @ (Step::Transmit(_) | Step::Close) => return (out, Some(end)),
+                }
+            }
+            assert!(have.len() <= OPTION_HEAD + MAX_OPTION, "waits for no more than one option");
+        }
+        (out, None)
+    }
+
+    /// Valid conversations with seeded damage: no panic, and how the bytes are cut is all one.
+    #[test]
+    fn damaged_handshakes_end_the_same_however_they_are_cut() {
+        let option = |number: u32, data: &[u8]| {
+            let len = data.len() as u32;
+            [&IHAVEOPT.to_be_bytes()[..], &number.to_be_bytes(), &len.to_be_bytes(), data].concat()
+        };
+        let mut good = vec![0, 0, 0, 3];
+        good.extend(option(8, &[]));
+        good.extend(option(10, b"\0\0\0\x04name\0\0\0\0"));
+        good.extend(option(3, &[]));
+        good.extend(option(6, b"\0\0\0\x04name\0\x01\0\x03"));
+        good.extend(option(7, b"\0\0\0\0\0\0"));
+        assert!(matches!(feed(&good, good.len()).1, Some(Step::Transmit(_))));
+        let mut state = 0x1234_5678_9abc_def1_u64;
+        let mut random = |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as usize % below
+        };
+        for round in 0..3000 {
+            let mut bytes = good.clone();
+            for _ in 0..1 + random(3) {
+                let at = random(bytes.len());
+                match random(4) {
+                    0 => bytes[at] = random(256) as u8,
+                    1 => bytes[at] ^= 1 << random(8),
+                    2 => drop(bytes.drain(at..)),
+                    _ => bytes.insert(at, random(256) as u8),
+                }
+                if bytes.is_empty() {
+                    break;
+                }
+            }
+            let whole = feed(&bytes, bytes.len().max(1));
+            let cut = feed(&bytes, 1 + random(7));
+            assert_eq!(whole.0, cut.0, "round {round}");
+            assert_eq!(whole.1, cut.1, "round {round}");
+        }
+    }
+}

@@ -356,3 +356,37 @@ impl<T> Slab<T> {
 }
 
 const _: () = assert!(MAX_IO.is_multiple_of(BLOCK) && (MAX_REQUEST as u64).is_multiple_of(BLOCK));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every request over small sets of interesting values: what passes is legal for the device.
+    #[test]
+    fn what_passes_the_check_is_legal() {
+        let size = 8 * BLOCK;
+        let offsets = [0, 1, 511, BLOCK, size - BLOCK, size - 1, size, u64::MAX - 4095, u64::MAX];
+        let lens = [0, 1, 4095, 4096, 8192, size as u32, size as u32 + 4096, MAX_REQUEST, u32::MAX];
+        let mut passed = 0;
+        for command in 0..10 {
+            for flags in 0..64 {
+                for offset in offsets {
+                    for len in lens {
+                        let request = Request { flags, command, cookie: 0, offset, len };
+                        for structured in [false, true] {
+                            match check(&request, size, structured) {
+                                Ok(Command::Disconnect) => assert_eq!(command, cmd::DISC),
+                                Ok(Command::Flush) => assert_eq!((offset, len), (0, 0)),
+                                Ok(_) => assert!(in_bounds(offset, u64::from(len), size)),
+                                Err(Refusal::Errno(errno)) => assert_ne!(errno, 0),
+                                Err(Refusal::TooLong) => assert!(len > MAX_REQUEST),
+                            }
+                            passed += u32::from(check(&request, size, structured).is_ok());
+                        }
+                    }
+                }
+            }
+        }
+        assert!(passed > 0);
+    }
+}

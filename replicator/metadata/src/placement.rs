@@ -178,3 +178,6 @@ fn spread(rooms: &[(u64, NodeId)], repl: u32) -> u64 {
     }
     low
 }
+
+#[cfg(test)]
+mod tests;

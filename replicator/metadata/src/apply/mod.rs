@@ -187,3 +187,6 @@ fn find_at(state: &State, volume: VolumeId, epoch: Epoch) -> Result<&Volume, Ref
 }
 
 const OK: Outcome = Ok(Done::Ok);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,9 @@
+//! Every rule of every command, as tables: a story, and how its last step ends.
+#![allow(clippy::unwrap_used)]
+
+mod attach;
+mod nodes;
+mod story;
+mod volumes;
+
+use story::{Story, check};

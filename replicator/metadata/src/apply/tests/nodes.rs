@@ -1,0 +1,122 @@
+//! Nodes: registration, loss, removal; events; determinism.
+
+use super::story::info;
+use super::{Story, check};
+use crate::state::EVENTS_KEPT;
+use crate::{Command, NodeInfo, NodeStatus, Refused, State, decode, encode};
+use types::{NodeId, PoolId};
+use uuid::Uuid;
+
+#[test]
+fn lost_and_up() {
+    check(
+        Story::new,
+        &[
+            ("lost 1", "Ok"),
+            ("lost 1; lost 1", "Ok"),
+            ("lost 4", "NoNode"),
+            // Never more than a minority of the voters.
+            ("lost 1; lost 2", "TooManyLost"),
+            ("lost 1; up 1; lost 2", "Ok"),
+            ("lost 1; register 1; lost 2", "Ok"),
+            ("up 1", "Ok"),
+            ("up 4", "NoNode"),
+            ("register 4; lost 1; lost 4", "Ok"),
+        ],
+    );
+}
+
+#[test]
+fn remove() {
+    check(
+        Story::new,
+        &[
+            ("remove 1", "NodeInUse"),
+            ("remove 9", "NoNode"),
+            ("register 4; remove 4", "Ok"),
+            ("register 4; remove 4; remove 4", "Ok"),
+            ("register 4; remove 4; register 4", "Retired"),
+            ("register 4; begin 4; remove 4", "NodeInUse"),
+            ("register 4; add d; remove 4", "NodeInUse"),
+        ],
+    );
+}
+
+#[test]
+fn register() {
+    let mut story = Story::new();
+    let refused =
+        |story: &mut Story, info: NodeInfo| story.apply(&Command::RegisterNode(info)).unwrap_err();
+    let pool = |id: u128| Some(crate::PoolInfo { id: PoolId(Uuid::from_u128(id)), bytes: 1 << 30 });
+    // Another pool under replicas, the same pool elsewhere, a name taken, no id (R11).
+    let changed = refused(&mut story, NodeInfo { pool: pool(99), ..info(1) });
+    assert!(matches!(changed, Refused::PoolChanged { .. }), "{changed}");
+    let gone = refused(&mut story, NodeInfo { pool: None, ..info(1) });
+    assert!(matches!(gone, Refused::PoolChanged { .. }), "{gone}");
+    let twice = refused(&mut story, NodeInfo { pool: pool(1), ..info(4) });
+    assert!(matches!(twice, Refused::Conflict { .. }), "{twice}");
+    let name = refused(&mut story, NodeInfo { name: "node1".into(), ..info(4) });
+    assert!(matches!(name, Refused::Conflict { .. }), "{name}");
+    let zero = refused(&mut story, info(0));
+    assert!(matches!(zero, Refused::Invalid { .. }), "{zero}");
+    // A node without replicas may change its pool; the same again is nothing new.
+    story.apply(&Command::RegisterNode(NodeInfo { pool: pool(99), ..info(3) })).unwrap();
+    story.events.clear();
+    story.must("register 2");
+    assert!(story.events.is_empty());
+    story.must("lost 3");
+    story.must("register 3");
+    assert_eq!(story.events, ["node_lost", "node_up"]);
+}
+
+#[test]
+fn a_node_can_be_known_before_it_registers() {
+    let mut story = Story::new();
+    let add = |name: &str| Command::AddNode {
+        node: NodeId(4),
+        name: name.into(),
+        control_address: "10.0.0.4:7420".into(),
+    };
+    story.apply(&add("node4")).unwrap();
+    story.apply(&add("node4")).unwrap();
+    assert!(matches!(story.apply(&add("other")), Err(Refused::Conflict { .. })));
+    assert_eq!(story.state.nodes[&NodeId(4)].status, NodeStatus::Unknown);
+    assert!(matches!(story.step("begin 4"), Err(Refused::NotRegistered { .. })));
+    assert!(matches!(story.step("up 4"), Err(Refused::NotRegistered { .. })));
+    story.must("register 4");
+    assert_eq!(story.state.nodes[&NodeId(4)].status, NodeStatus::Up);
+}
+
+#[test]
+fn old_events_are_forgotten_and_sequences_go_on() {
+    let mut story = Story::new();
+    for _ in 0..EVENTS_KEPT {
+        story.must("lost 1");
+        story.must("up 1");
+    }
+    assert_eq!(story.state.events.len(), EVENTS_KEPT);
+    let last = story.state.last_event;
+    assert_eq!(story.state.events_after(last - 5).count(), 5);
+    assert_eq!(story.state.events_after(last).count(), 0);
+    assert_eq!(story.state.events_after(0).count(), EVENTS_KEPT);
+    assert_eq!(story.state.events_after(u64::MAX).count(), 0);
+}
+
+#[test]
+fn the_state_survives_its_encoding() {
+    let mut story = Story::new();
+    "begin 1; activate ab; lost 1; fence; sealed b; expand 2048"
+        .split(';')
+        .for_each(|step| story.must(step.trim()));
+    let bytes = encode(&story.state).unwrap();
+    assert_eq!(decode::<State>(&bytes).unwrap(), story.state);
+    for cut in 0..bytes.len() {
+        assert!(decode::<State>(&bytes[..cut]).is_err(), "cut at {cut}");
+    }
+    let mut longer = bytes.clone();
+    longer.push(0);
+    assert!(decode::<State>(&longer).is_err());
+    let mut newer = bytes;
+    newer[0] = 2;
+    assert!(decode::<State>(&newer).is_err());
+}

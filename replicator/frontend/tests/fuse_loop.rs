@@ -161,6 +161,7 @@ fn fio_verifies_random_io() {
             "--io_size=64m",
             "--verify=crc32c",
             "--verify_fatal=1",
+            "--verify_state_save=0",
             "--do_verify=1",
             "--minimal",
         ];

@@ -83,7 +83,7 @@ impl LoopDevice {
                         direct_io: flags & DIRECT_IO != 0 && flags & READ_ONLY == 0,
                     });
                 }
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && attempts < ATTEMPTS => {}
+                Err(error) if attempts < ATTEMPTS && is_taken(&error) => {}
                 Err(error) => return Err(HostError::sys("configure", &path, error)),
             }
         }
@@ -160,6 +160,11 @@ pub fn find_by_backing(backing: &Path) -> Result<Vec<PathBuf>, HostError> {
     }
     found.sort();
     Ok(found)
+}
+
+/// Whether somebody else configured or removed the device since it was found free.
+fn is_taken(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBUSY | libc::ENXIO | libc::ENODEV))
 }
 
 fn open_device(path: &Path) -> Result<File, HostError> {

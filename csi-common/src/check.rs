@@ -127,6 +127,12 @@ pub fn capability(given: Option<&VolumeCapability>) -> Result<Capability, Reques
             return Err(RequestError::invalid("volume_capability.access_mode.mode", &name, MODES));
         }
     };
+    if access == Access::Block && mode == Mode::ReaderOnly {
+        return Err(RequestError::Unsupported {
+            what: "SINGLE_NODE_READER_ONLY with a block volume".into(),
+            instead: "use a writer mode, or mount it",
+        });
+    }
     Ok(Capability { access, mode })
 }
 

@@ -18,9 +18,9 @@ const MAX_VOLUMES: u32 = 128;
 ///
 /// Runs once on every node as root, beside the replicator daemon; kubelet calls it on the socket given by
 /// --endpoint, and it calls the local replicator only. It keeps no state: it may be restarted at any
-/// time. Needs blkid, mkfs.ext4, mkfs.xfs, resize2fs, xfs_growfs, blkdiscard and blockdev in its PATH.
-/// Every flag may also stand in the file given by --config (TOML, the same names with _ for -); flags
-/// win.
+/// time. Needs CAP_SYS_ADMIN to mount and CAP_SYS_RESOURCE to grow ext4; and blkid, mkfs.ext4, mkfs.xfs,
+/// resize2fs, xfs_growfs and blkdiscard in its PATH. Every flag may also stand in the file given by
+/// --config (TOML, the same names with _ for -); flags win.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {

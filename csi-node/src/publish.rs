@@ -1,16 +1,13 @@
 //! Publish and unpublish: the staged volume at a pod's path; the reverse.
 
+use crate::Error;
 use crate::mountinfo::{DeviceNumber, Mount, MountTable};
 use crate::mounts::{self, Health};
 use crate::service::{NodeService, Publish, device};
-use crate::{Error, command};
 use client::api::Attachment;
 use core::time::Duration;
 use std::path::{Path, PathBuf};
 use types::VolumeId;
-
-/// For blockdev(8), which changes one flag in the kernel.
-const BLOCKDEV_LIMIT: Duration = Duration::from_secs(10);
 
 /// An unpublish must not wait long for a replicator that is down: it works without.
 const ASK_LIMIT: Duration = Duration::from_secs(3);
@@ -72,7 +69,7 @@ impl NodeService {
         if let Some(top) = table.top(&target)
             && source.is_at(top, publish.block)
         {
-            return same_publish(top, &publish, &source.device);
+            return same_publish(top, &publish);
         }
         let other = table
             .of(source.number, &source.name)
@@ -89,9 +86,7 @@ impl NodeService {
         // What else is mounted there is left from an earlier attachment.
         mounts::unmount_all(&target, Health::Dead, &self.bounded).await?;
         if publish.block {
-            set_read_only(&source.device, publish.read_only, other).await?;
             mounts::make_file(&target, &self.bounded).await?;
-            // A read-only mount does not keep anybody from writing to a device node: the device does.
             mounts::bind(&source.device, &target, false, &[], &self.bounded).await?;
         } else {
             let like = staged.map(|mount| mount.options.clone()).unwrap_or_default();
@@ -136,9 +131,9 @@ impl NodeService {
 }
 
 /// A second publish of what is published: fine if it asks for the same.
-fn same_publish(top: &Mount, publish: &Publish, device: &Path) -> Result<(), Error> {
-    let is = if publish.block { device_read_only(device)? } else { top.read_only() };
-    if is == publish.read_only {
+fn same_publish(top: &Mount, publish: &Publish) -> Result<(), Error> {
+    let is = top.read_only();
+    if publish.block || is == publish.read_only {
         return Ok(());
     }
     let word = |read_only| if read_only { "read-only" } else { "writable" };
@@ -148,27 +143,4 @@ fn same_publish(top: &Mount, publish: &Publish, device: &Path) -> Result<(), Err
         word(is),
         word(publish.read_only)
     )))
-}
-
-fn device_read_only(device: &Path) -> Result<bool, Error> {
-    let name = device.file_name().unwrap_or_default();
-    let path = Path::new("/sys/class/block").join(name).join("ro");
-    let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-    Ok(text.trim() != "0")
-}
-
-/// Makes the device read-only or writable: for all its users, so there must be no other one if it changes.
-async fn set_read_only(device: &Path, read_only: bool, other: Option<&Mount>) -> Result<(), Error> {
-    if device_read_only(device)? == read_only {
-        return Ok(());
-    }
-    if let Some(other) = other {
-        return Err(Error::Precondition(format!(
-            "the device is published {} at {}, which holds for the whole device",
-            if read_only { "writable" } else { "read-only" },
-            other.point.display()
-        )));
-    }
-    let flag = if read_only { "--setro" } else { "--setrw" };
-    command::run("blockdev", &[flag.as_ref(), device.as_os_str()], device, BLOCKDEV_LIMIT).await
 }

@@ -143,6 +143,14 @@ fn check_publish(request: &NodePublishVolumeRequest) -> Result<Publish, RequestE
     let capability = capability(request.volume_capability.as_ref())?;
     let staging = path("staging_target_path", &request.staging_target_path)?;
     let (block, asks_read_only) = match &capability.access {
+        // Nothing keeps a pod from writing to a device node that is bound read-only, and the kernel's
+        // read-only flag of a loop device outlives its attachment.
+        Access::Block if request.readonly => {
+            return Err(RequestError::Unsupported {
+                what: "readonly with a block volume".into(),
+                instead: "publish it writable, or mount it",
+            });
+        }
         Access::Block => (true, false),
         Access::Mount { flags, .. } => (false, Options::parse(flags)?.read_only()),
     };

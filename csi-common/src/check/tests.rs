@@ -43,6 +43,8 @@ fn access_modes_of_one_node_are_accepted_and_all_others_refused() {
 fn a_capability_needs_both_halves() {
     let full = of(Some(AccessType::Block(BlockVolume {})), 1);
     assert_eq!(capability(Some(&full)).unwrap().access, Access::Block);
+    let reader = of(Some(AccessType::Block(BlockVolume {})), Wire::SingleNodeReaderOnly as i32);
+    assert_eq!(capability(Some(&reader)).unwrap_err().code(), Code::InvalidArgument);
     for broken in [
         None,
         Some(VolumeCapability { access_type: None, ..full.clone() }),

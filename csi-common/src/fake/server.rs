@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::net::UnixListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Code, Request, Response, Status};
 
@@ -37,7 +37,10 @@ pub struct FakeControl {
     state: Arc<Mutex<State>>,
     /// Closed by [`FakeControl::hold`]: calls that change something wait here.
     gate: Arc<Semaphore>,
+    /// Told whenever a call arrives.
+    arrivals: watch::Sender<()>,
     directory: PathBuf,
+    files: PathBuf,
 }
 
 /// The fake, served on a Unix socket until dropped.
@@ -59,9 +62,9 @@ impl Drop for FakeServer {
 const OPEN: usize = 1 << 20;
 
 impl FakeControl {
-    /// Three nodes, led by node 1, asked as node 1; files and socket in `directory`.
+    /// Three nodes, led by node 1, asked as node 1; its socket in `directory`, its volumes in `files`.
     #[must_use]
-    pub fn new(directory: PathBuf) -> Self {
+    pub fn new(directory: PathBuf, files: PathBuf) -> Self {
         let nodes = (1..=3).map(|node| Node {
             node,
             name: format!("n{node}"),
@@ -69,7 +72,13 @@ impl FakeControl {
             ..Node::default()
         });
         let state = State { nodes: nodes.collect(), leader: 1, ready: true, ..State::default() };
-        Self { state: Arc::new(Mutex::new(state)), gate: Arc::new(Semaphore::new(OPEN)), directory }
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            gate: Arc::new(Semaphore::new(OPEN)),
+            arrivals: watch::Sender::new(()),
+            directory,
+            files,
+        }
     }
 
     /// Serves it on a Unix socket.
@@ -102,9 +111,8 @@ impl FakeControl {
 
     /// Waits until `call` has arrived `times` times.
     pub async fn arrived(&self, call: &str, times: usize) {
-        while self.state().calls.iter().filter(|c| **c == call).count() < times {
-            tokio::task::yield_now().await;
-        }
+        let enough = |_: &()| self.state().calls.iter().filter(|c| **c == call).count() >= times;
+        self.arrivals.subscribe().wait_for(enough).await.unwrap();
     }
 
     /// Adds a volume without the API; returns its id.
@@ -132,6 +140,7 @@ impl FakeControl {
 
     async fn enter(&self, call: &'static str) -> Result<MutexGuard<'_, State>, Status> {
         self.state().calls.push(call);
+        self.arrivals.send_replace(());
         drop(self.gate.acquire().await.unwrap());
         let state = self.state();
         match state.refuse.get(call) {
@@ -227,7 +236,7 @@ impl Control for FakeControl {
         request: Request<AttachVolumeRequest>,
     ) -> Answer<AttachVolumeResponse> {
         let id = request.into_inner().volume_id;
-        let file = self.directory.join(&id);
+        let file = self.files.join(&id);
         let mut state = self.enter("AttachVolume").await?;
         if let Some(attachment) = state.attachments.get(&id) {
             return Ok(Response::new(AttachVolumeResponse {

@@ -24,8 +24,10 @@ const EOPNOTSUPP: i32 = 95;
 const EPROTO: i32 = 71;
 const EPERM: i32 = 1;
 
-/// Requests in flight, the kernel's background limit too: each may hold a payload of [`MAX_IO`].
+/// Requests in flight; the kernel's background limit too.
 const MAX_REQUESTS: usize = 256;
+/// Payload bytes in flight; one request more may begin below it.
+const MAX_BYTES: u64 = 32 << 20;
 /// Requests read before other parts of the thread get their turn.
 const BATCH: usize = 64;
 /// Payloads up to this are copied out of the receive buffer, so that a small write does not hold
@@ -53,6 +55,16 @@ enum Answer {
     Nothing,
 }
 
+impl Answer {
+    /// Bytes that the request keeps in memory, either way.
+    fn payload(self) -> u64 {
+        match self {
+            Self::Data(len) | Self::Written(len) => u64::from(len),
+            Self::Nothing => 0,
+        }
+    }
+}
+
 /// A FUSE mount serving one volume as one file.
 ///
 /// Stopping it, or an unmount, ends it; the loop device must be detached before, or its I/O waits
@@ -68,6 +80,8 @@ pub struct Fuse {
     /// Indexed by the low half of the block request's id.
     pending: Vec<Option<Pending>>,
     free: Vec<u32>,
+    /// Payload of what is pending, in bytes.
+    bytes: u64,
     polling: bool,
     stopping: bool,
 }
@@ -85,16 +99,21 @@ impl Fuse {
             receive: None,
             pending: Vec::new(),
             free: Vec::new(),
+            bytes: 0,
             polling: false,
             stopping: false,
         }
     }
 
     fn poll(&mut self, ring: &mut Ring) {
-        if !self.polling && !self.stopping && self.in_flight() < MAX_REQUESTS {
+        if !self.polling && !self.stopping && self.has_room() {
             self.polling = true;
             ring.submit(Token { owner: self.owner, op: POLL }, Op::PollIn { fd: self.fd.clone() });
         }
+    }
+
+    fn has_room(&self) -> bool {
+        self.in_flight() < MAX_REQUESTS && self.bytes < MAX_BYTES
     }
 
     fn status(&self) -> Status {
@@ -105,7 +124,7 @@ impl Fuse {
     /// Reads and handles requests until none waits, the bound is reached or others want a turn.
     fn serve(&mut self, device: &mut dyn BlockDevice) {
         for _ in 0..BATCH {
-            if self.stopping || self.in_flight() >= MAX_REQUESTS {
+            if self.stopping || !self.has_room() {
                 return;
             }
             let mut head = [0; WRITE_HEAD];
@@ -355,6 +374,7 @@ impl Fuse {
     }
 
     fn begin(&mut self, unique: u64, answer: Answer, op: BlockOp, device: &mut dyn BlockDevice) {
+        self.bytes += answer.payload();
         let pending = Some(Pending { unique, answer });
         let index = match self.free.pop() {
             Some(index) => {
@@ -418,6 +438,7 @@ impl Frontend for Fuse {
             return self.status();
         };
         self.free.push(index);
+        self.bytes -= pending.answer.payload();
         let unique = pending.unique;
         match (result, pending.answer) {
             (Ok(Some(data)), Answer::Data(len)) if data.len() == len as usize => {

@@ -18,7 +18,7 @@ impl BlockDevice for Recorder {
     }
 }
 
-const SIZE: u64 = 16 * BLOCK;
+const SIZE: u64 = 16 << 20;
 
 /// A `Fuse` whose descriptor is one end of a datagram pair: it keeps message borders as /dev/fuse.
 struct Kernel {
@@ -198,6 +198,17 @@ fn in_flight_requests_are_bounded() {
     kernel.fuse.on_block_done(id, Ok(None), &mut kernel.ring);
     kernel.fuse.serve(&mut kernel.device);
     assert_eq!(kernel.device.0.len(), MAX_REQUESTS, "and is read when there is room");
+
+    let mut kernel = Kernel::new();
+    for _ in 0..MAX_BYTES / MAX_IO + 3 {
+        assert!(kernel.ask(op::READ, FILE, &io(0, MAX_IO as u32)).is_none());
+    }
+    assert_eq!(kernel.device.0.len() as u64, MAX_BYTES / MAX_IO, "and by bytes");
+    while let Some((id, _)) = kernel.device.0.pop() {
+        kernel.fuse.on_block_done(id, Err(IoError::Io), &mut kernel.ring);
+        kernel.answer().unwrap().unwrap_err();
+    }
+    assert!(kernel.fuse.has_room());
 }
 
 #[test]

@@ -65,7 +65,10 @@ pub(crate) struct Log {
     durable: RecordSeq,
     written_lsn: Lsn,
     durable_lsn: Lsn,
+    /// The newest record that somebody wants to be durable…
     wanted: RecordSeq,
+    /// …and one that was wanted before, if it is not durable yet.
+    wanted_first: Option<RecordSeq>,
 }
 
 impl Log {
@@ -86,6 +89,7 @@ impl Log {
             written_lsn: before,
             durable_lsn: before,
             wanted: RecordSeq(0),
+            wanted_first: None,
         }
     }
 
@@ -111,6 +115,9 @@ impl Log {
     /// Asks for durability of a record.
     pub(crate) fn want(&mut self, record: RecordSeq) {
         self.wanted = self.wanted.max(record);
+        if record > self.durable {
+            self.wanted_first = Some(self.wanted_first.map_or(record, |first| first.min(record)));
+        }
     }
 
     pub(crate) fn appended(&self) -> RecordSeq {
@@ -129,13 +136,16 @@ impl Log {
 
     /// Whether only a sync can make wanted records durable.
     pub(crate) fn needs_sync(&self) -> bool {
-        self.wanted > self.durable && self.written > self.durable
+        self.wanted_first.is_some_and(|first| first <= self.written)
     }
 
     /// A sync that started when this and that were [`Self::written_mark`] ended well.
     pub(crate) fn synced(&mut self, (record, lsn): (RecordSeq, Lsn)) {
         self.durable = self.durable.max(record);
         self.durable_lsn = self.durable_lsn.max(lsn);
+        if self.wanted_first.is_some_and(|first| first <= self.durable) {
+            self.wanted_first = Some(self.wanted).filter(|newest| *newest > self.durable);
+        }
     }
 
     pub(crate) fn written_mark(&self) -> (RecordSeq, Lsn) {
@@ -192,11 +202,11 @@ impl Log {
         }
         self.written = self.written.max(group.last);
         self.written_lsn = self.written_lsn.max(group.last_lsn);
-        if group.durable {
-            self.durable = self.durable.max(group.last);
-            self.durable_lsn = self.durable_lsn.max(group.last_lsn);
-        }
+        let durable = group.durable.then_some((group.last, group.last_lsn));
         self.group = None;
+        if let Some(mark) = durable {
+            self.synced(mark);
+        }
     }
 
     /// A checkpoint of everything appended so far is about to be written: later records go to both
@@ -217,9 +227,8 @@ impl Log {
         self.active = second;
         self.next = self.next.max(second.first);
         self.written = self.written.max(self.covered);
-        self.durable = self.durable.max(self.covered);
         let before = Lsn(second.first.0 - 1);
         self.written_lsn = self.written_lsn.max(before);
-        self.durable_lsn = self.durable_lsn.max(before);
+        self.synced((self.covered, before));
     }
 }

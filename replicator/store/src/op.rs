@@ -62,8 +62,8 @@ pub(crate) enum OpKind {
 /// The bytes of a read.
 #[derive(Debug)]
 pub(crate) enum ReadData {
-    /// The disk's buffer will be the answer.
-    Whole(Option<Buf>),
+    /// The disk's buffer, with its CRC32C, will be the answer.
+    Whole(Option<(Buf, u32)>),
     /// Pieces are copied together.
     Pieces(BufMut),
 }
@@ -141,5 +141,30 @@ impl Waits {
             all.extend(std::mem::take(map).into_values().flatten());
         }
         all
+    }
+}
+
+/// Parts of a replica whose last record may not have got far enough yet.
+#[derive(Debug, Default)]
+pub(crate) struct Unreached {
+    parts: BTreeMap<u32, RecordSeq>,
+    newest: RecordSeq,
+}
+
+impl Unreached {
+    pub(crate) fn insert(&mut self, parts: std::ops::Range<u32>, record: RecordSeq) {
+        self.parts.extend(parts.map(|part| (part, record)));
+        self.newest = self.newest.max(record);
+    }
+
+    /// The last record of any of `parts`, unless all records up to `reached` include it.
+    pub(crate) fn last(&mut self, parts: std::ops::Range<u32>, reached: RecordSeq) -> RecordSeq {
+        if self.newest <= reached {
+            self.parts.clear();
+        }
+        if self.parts.is_empty() {
+            return RecordSeq(0);
+        }
+        self.parts.range(parts).map(|(_, record)| *record).max().unwrap_or_default()
     }
 }

@@ -76,11 +76,11 @@ impl Store {
         op.io -= 1;
         let OpKind::Read { offset: start, .. } = op.kind else { return };
         let from = start + u64::from(at);
-        if let Some(buf) = self.check_read(key, from, offset, len, began, done, out)
+        if let Some((buf, crc)) = self.check_read(key, from, (offset, len, began), done, out)
             && let Some(OpKind::Read { data, .. }) = self.ops.get_mut(key).map(|op| &mut op.kind)
         {
             match data {
-                ReadData::Whole(whole) => *whole = Some(buf),
+                ReadData::Whole(whole) => *whole = Some((buf, crc)),
                 ReadData::Pieces(bytes) => bytes.as_mut_slice()
                     [at as usize..at as usize + buf.len()]
                     .copy_from_slice(buf.as_slice()),
@@ -89,55 +89,57 @@ impl Store {
         self.finish_read(key, out);
     }
 
-    /// The bytes read from pool offset `at` if they are what was written; `from` is their volume
-    /// offset.
-    #[allow(clippy::too_many_arguments)]
+    /// The bytes of an ended disk read and their CRC32C, if they are what was written; `from` is
+    /// their volume offset. Otherwise the request learns why not.
     fn check_read(
         &mut self,
         key: Key,
         from: u64,
-        at: u64,
-        len: u64,
-        began: u64,
+        (at, len, began): (u64, u64, u64),
         done: Result<Option<Buf>, i32>,
         out: &mut Vec<Output>,
-    ) -> Option<Buf> {
+    ) -> Option<(Buf, u32)> {
         let index = self.ops.get(key)?.replica;
         let replica = self.state.replicas.get(&index).map(|state| state.replica)?;
-        // A short or missing buffer is an error of the caller's disk.
+        // A short or missing buffer breaks the contract of `IoResult`.
         let done = done.and_then(|buf| buf.filter(|buf| buf.len() as u64 == len).ok_or(EIO));
-        let (error, event, buf) = match done {
+        let (error, event) = match done {
             Err(errno) => {
                 let event = Event::ReadError { replica, offset: from, errno };
-                (Some(WireError::Disk { errno }), Some(event), None)
+                (WireError::Disk { errno }, event)
             }
-            Ok(buf) => match self.sums.verify(at, buf.as_slice(), began, None) {
-                Ok(()) => (None, None, Some(buf)),
-                Err(within) => {
-                    let offset = from + within as u64;
-                    let event = Event::ChecksumMismatch { replica, offset };
-                    (Some(WireError::Checksum { offset }), Some(event), None)
+            Ok(buf) => {
+                let crc = crc32c(buf.as_slice());
+                match self.sums.verify(at, buf.as_slice(), began, Some(crc)) {
+                    Ok(()) => return Some((buf, crc)),
+                    Err(within) => {
+                        let offset = from + within as u64;
+                        let event = Event::ChecksumMismatch { replica, offset };
+                        (WireError::Checksum { offset }, event)
+                    }
                 }
-            },
+            }
         };
-        if let (Some(error), Some(op)) = (error, self.ops.get_mut(key)) {
+        if let Some(op) = self.ops.get_mut(key) {
             op.error.get_or_insert(error);
         }
-        if let Some(event) = event {
-            self.event(event, out);
-        }
-        buf
+        self.event(event, out);
+        None
     }
 
     pub(crate) fn finish_read(&mut self, key: Key, out: &mut Vec<Output>) {
         let Some(op) = self.ops.get_mut(key).filter(|op| op.io == 0) else { return };
         let OpKind::Read { data, .. } = &mut op.kind else { return };
-        let data = match std::mem::replace(data, ReadData::Whole(None)) {
-            ReadData::Whole(Some(buf)) => buf,
-            ReadData::Whole(None) => Buf::zeroed(0),
-            ReadData::Pieces(bytes) => bytes.freeze(),
+        let (data, crc) = match std::mem::replace(data, ReadData::Whole(None)) {
+            ReadData::Whole(Some(whole)) => whole,
+            // It failed: the error is the answer.
+            ReadData::Whole(None) => (Buf::zeroed(0), 0),
+            ReadData::Pieces(bytes) => {
+                let data = bytes.freeze();
+                let crc = crc32c(data.as_slice());
+                (data, crc)
+            }
         };
-        let crc = crc32c(data.as_slice());
         self.finish(key, Reply::Data { data, crc }, out);
     }
 
@@ -229,8 +231,8 @@ impl Store {
         op.io -= 1;
         let OpKind::Hash { offset, .. } = op.kind else { return };
         let from = offset + u64::from(block) * HASH_BLOCK;
-        if let Some(buf) = self.check_read(key, from, at, len, began, done, out) {
-            self.set_hash(key, block, crc32c(buf.as_slice()));
+        if let Some((_, crc)) = self.check_read(key, from, (at, len, began), done, out) {
+            self.set_hash(key, block, crc);
         }
         self.continue_hash(key, out);
     }

@@ -26,7 +26,7 @@ use crate::layout::{RecordSeq, ReplicaIndex};
 use crate::op::{Op, OpKind, Wake};
 use crate::record::Change;
 use crate::slab::Key;
-use crate::store::{MAX_SESSION_OPS, Session, Store, failure_text};
+use crate::store::{MAX_SESSION_OPS, MAX_SESSIONS, Session, Store, failure_text};
 
 /// A seal that waits.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +70,10 @@ impl Store {
         if hello.cluster != self.superblock.cluster {
             let ours = self.superblock.cluster;
             let reason = format!("this is cluster {ours}, the session is of {}", hello.cluster);
+            return Err(WireError::Refused { reason });
+        }
+        if self.sessions.len() >= MAX_SESSIONS {
+            let reason = format!("{MAX_SESSIONS} sessions are open");
             return Err(WireError::Refused { reason });
         }
         let Some(index) = self.by_id.get(&hello.replica) else {

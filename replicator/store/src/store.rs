@@ -12,7 +12,7 @@ use crate::flush::SyncState;
 use crate::layout::{RecordSeq, ReplicaIndex, Slot};
 use crate::log::Log;
 use crate::online::CheckpointStage;
-use crate::op::{Io, Op, OpKind, Waits, Wake};
+use crate::op::{Io, Op, OpKind, Unreached, Waits, Wake};
 use crate::record::Change;
 use crate::recovery::{self, OpenOptions, Recovered};
 use crate::seal_era::Settle;
@@ -25,6 +25,9 @@ use crate::{IoResult, OpenError};
 
 /// Requests of one session that may wait or be in progress.
 pub(crate) const MAX_SESSION_OPS: u32 = 4096;
+
+/// Sessions at most.
+pub(crate) const MAX_SESSIONS: usize = 4096;
 
 /// A session that said an acceptable [`wire::Hello`].
 #[derive(Debug)]
@@ -47,9 +50,9 @@ pub(crate) struct Replica {
     /// No write may be issued before this record is durable: the in-use mark (R9).
     pub(crate) gate: RecordSeq,
     /// Regions whose tag record may not be durable yet (R17).
-    pub(crate) undurable_tags: BTreeMap<u32, RecordSeq>,
+    pub(crate) undurable_tags: Unreached,
     /// Pieces whose map record may not be written yet: no write to them is acknowledged before.
-    pub(crate) unwritten_maps: BTreeMap<u32, RecordSeq>,
+    pub(crate) unwritten_maps: Unreached,
     /// The sync that covers every finished write: its number.
     pub(crate) sync_needed: u64,
     /// Requests that have submitted something to the disk, of open and closed sessions.
@@ -194,7 +197,8 @@ impl Store {
     pub(crate) fn commit(&mut self, index: ReplicaIndex, change: &Change) -> RecordSeq {
         let mut freed = Vec::new();
         let applied = self.state.apply(index, change, &mut freed);
-        debug_assert_eq!(applied, Ok(()), "{change:?}");
+        // Recovery would refuse such a log: better to stop here.
+        assert_eq!(applied, Ok(()), "{index:?} {change:?}");
         let record = self.log.append(index, change);
         if !freed.is_empty() {
             for slot in &freed {

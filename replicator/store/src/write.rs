@@ -80,7 +80,7 @@ impl Store {
         let (first, last) = ((offset / REGION) as u32, ((end - 1) / REGION) as u32);
         let gate = self.mark_in_use(index).max(self.tag_regions(index, first, last + 1, tag));
         let Some(replica) = self.replicas.get_mut(&index) else { return gate };
-        let Some(stream) = replica.streams.iter().position(|at| *at == offset) else {
+        let Some(stream) = replica.streams.iter().position(|at| *at == offset && offset > 0) else {
             replica.streams[replica.next_stream] = end;
             replica.next_stream = (replica.next_stream + 1) % replica.streams.len();
             return gate;
@@ -127,24 +127,13 @@ impl Store {
             let change = Change::Tag { tag, first: Region(at), count: run };
             let record = self.commit(index, &change);
             if let Some(replica) = self.replicas.get_mut(&index) {
-                replica.undurable_tags.extend((at..at + run).map(|region| (region, record)));
+                replica.undurable_tags.insert(at..at + run, record);
             }
             at += run;
         }
         let durable = self.log.durable();
         let Some(replica) = self.replicas.get_mut(&index) else { return RecordSeq(0) };
-        if replica.undurable_tags.is_empty() {
-            return RecordSeq(0);
-        }
-        if replica.undurable_tags.values().all(|record| *record <= durable) {
-            replica.undurable_tags.clear();
-        }
-        replica
-            .undurable_tags
-            .range(first..end)
-            .map(|(_, record)| *record)
-            .max()
-            .unwrap_or_default()
+        replica.undurable_tags.last(first..end, durable)
     }
 
     /// Whether `missing` slots may be taken now. If not, the write waits for zeroed ones, or is
@@ -198,7 +187,7 @@ impl Store {
             self.sums.allocate(slot);
             let record = self.commit(index, &Change::Map { vslot: VSlot(vslot), slot });
             if let Some(replica) = self.replicas.get_mut(&index) {
-                replica.unwritten_maps.insert(vslot, record);
+                replica.unwritten_maps.insert(vslot..vslot + 1, record);
                 replica.unsettled.push(slot);
             }
         }
@@ -208,14 +197,7 @@ impl Store {
     fn unwritten_map(&mut self, index: ReplicaIndex, first: u32, last: u32) -> RecordSeq {
         let written = self.log.written();
         let Some(replica) = self.replicas.get_mut(&index) else { return RecordSeq(0) };
-        if replica.unwritten_maps.is_empty() {
-            return RecordSeq(0);
-        }
-        if replica.unwritten_maps.values().all(|record| *record <= written) {
-            replica.unwritten_maps.clear();
-        }
-        let maps = replica.unwritten_maps.range(first..=last);
-        maps.map(|(_, record)| *record).max().unwrap_or_default()
+        replica.unwritten_maps.last(first..last + 1, written)
     }
 
     /// Submits `data` for `offset`, whose pieces are all allocated; neighbouring slots in one

@@ -64,18 +64,6 @@ impl Engine {
     /// A member that counts came back on another boot: it may have lost acknowledged writes (R9).
     /// What the seal says about itself is not asked: `unbroken` may be about an earlier epoch.
     fn boot_lost(&mut self, index: usize, out: &mut Vec<Output>) {
-        let me = Mask::one(index);
-        let others = self.mask_of(|m| m.counts() && !m.unfit).without(me);
-        if others.is_empty() {
-            let alone = self.mask_of(Member::counts) == me;
-            if alone && self.flushed_writes == self.completed_writes {
-                // All that was acknowledged had been flushed; the rest is sent again.
-                return self.resend(index, out);
-            }
-            // R10: nobody is left who has them all, and the consumer is alive.
-            let reason = "the hosts of all in-sync replicas rebooted while the volume was attached";
-            return self.fail(IoError::Io, reason, out);
-        }
         self.members[index].unfit = true;
         // What it acknowledged and may have lost is owed again, until it is out of the ISR (R4).
         self.flights.for_each_mut(|_, flight| {
@@ -114,18 +102,26 @@ impl Engine {
     /// made so.
     fn choose_source(&mut self, sealed: Mask, out: &mut Vec<Output>) {
         let clean = sealed.iter().all(|i| self.members[i].info.is_some_and(|info| info.clean));
+        if clean {
+            self.flushed_writes = self.completed_writes;
+        }
         if clean || sealed.len() == 1 {
             return self.request_activation(sealed, out);
         }
-        let rank = |index: &usize| {
-            let member = &self.members[*index];
-            let broken = !member.info.is_some_and(|info| info.unbroken);
-            (broken, !member.is_local())
-        };
+        let whole = sealed
+            .iter()
+            .filter(|index| self.members[*index].info.is_some_and(|info| info.unbroken))
+            .fold(Mask::default(), |mask, index| Mask(mask.0 | Mask::one(index).0));
+        let unbroken = |index: &usize| whole.has(*index);
+        let rank = |index: &usize| (!unbroken(index), !self.members[*index].is_local());
         let Some(source) = sealed.iter().min_by_key(rank) else { return };
         self.phase = Phase::Reconciling { source, until: self.now.after(RECONCILE) };
         for target in sealed.without(Mask::one(source)).iter() {
-            self.start_resync(target, source, out);
+            // One that may have lost acknowledged writes must not look whole by what we copy while
+            // it is still in the committed ISR: it is left out, and resynced behind.
+            if unbroken(&target) {
+                self.start_resync(target, source, out);
+            }
         }
         self.check_reconciled(out);
     }

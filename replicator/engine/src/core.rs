@@ -55,6 +55,8 @@ pub struct Engine {
     pub(crate) propose_after: Instant,
     /// Reads whose data came while a lease was over; asked again when all leases are back (R8).
     pub(crate) parked: Vec<u64>,
+    /// Starts at one for what an earlier engine may have acknowledged and not flushed: the kernel's
+    /// device may have survived that engine (R14), and its next flush covers those writes too.
     pub(crate) completed_writes: u64,
     pub(crate) flushed_writes: u64,
     pub(crate) counters: Counters,
@@ -95,7 +97,7 @@ impl Engine {
             next_ticket: 0,
             propose_after: Instant(0),
             parked: Vec::new(),
-            completed_writes: 0,
+            completed_writes: 1,
             flushed_writes: 0,
             counters: Counters::default(),
             pace: Pace::default(),

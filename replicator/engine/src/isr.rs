@@ -31,6 +31,9 @@ impl Engine {
         if !(stopping || matches!(self.phase, Phase::Active)) || self.now < self.propose_after {
             return;
         }
+        if self.mask_of(|m| m.counts() && !m.unfit && !m.broken).is_empty() {
+            return self.nobody_left(out);
+        }
         if let Some(proposal) = &self.proposal {
             // The same change again: only its outcome tells what the ISR is.
             if proposal.retry.is_some_and(|at| at <= self.now) {
@@ -54,6 +57,23 @@ impl Engine {
         if let Some(member) = self.members.iter().find(ready) {
             let change = IsrChange::Grow(member.spec.replica);
             self.propose(change, out);
+        }
+    }
+
+    /// R10: no member is left that has surely all that was acknowledged, and the consumer is alive.
+    fn nobody_left(&mut self, out: &mut Vec<Output>) {
+        let counting = self.counting();
+        let member = counting.iter().next().map(|index| &mut self.members[index]);
+        let flushed = self.flushed_writes == self.completed_writes;
+        match member {
+            // All that was acknowledged had been flushed; the rest is sent again.
+            Some(member) if flushed && counting.len() == 1 && !member.broken => {
+                member.unfit = false;
+            }
+            _ => {
+                let reason = "every in-sync replica failed or lost its memory while attached";
+                self.fail(IoError::Io, reason, out);
+            }
         }
     }
 

@@ -12,10 +12,15 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
 pub(crate) const RECONNECT: Duration = Duration::from_millis(500);
 /// A silent link is pinged this often, so that leases live and a dead peer is noticed.
 pub(crate) const PING: Duration = Duration::from_millis(800);
+/// Likewise while a read waits for its lease.
+pub(crate) const PING_WANTED: Duration = Duration::from_millis(100);
 /// A peer that owes an answer and says nothing for this long is taken as gone.
 pub(crate) const SILENCE: Duration = Duration::from_millis(2000);
 /// A peer that talks but does not answer one request for this long (a stuck disk) is dropped.
 pub(crate) const STUCK: Duration = Duration::from_millis(6000);
+
+/// Work of a resync that holds a range for this long is given up: writes may wait for the range.
+pub(crate) const TARGET_STUCK: Duration = Duration::from_millis(1500);
 
 /// How the replica can be reached.
 #[derive(Clone, Copy, Debug)]
@@ -82,6 +87,8 @@ pub(crate) struct Member {
     /// Reported a permanent failure (R11, R13).
     pub(crate) broken: bool,
     pub(crate) progress: Progress,
+    /// Resyncs given up since the last one that succeeded.
+    pub(crate) resync_failures: u32,
     /// Not before this time a new resync of this member is tried.
     pub(crate) resync_after: Instant,
 }
@@ -101,6 +108,7 @@ impl Member {
             unfit: false,
             broken: false,
             progress: Progress::default(),
+            resync_failures: 0,
             resync_after: Instant(0),
         }
     }

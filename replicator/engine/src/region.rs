@@ -182,7 +182,7 @@ impl Engine {
         }
     }
 
-    fn abandon_comparison(&mut self, out: &mut Vec<Output>) {
+    pub(crate) fn abandon_comparison(&mut self, out: &mut Vec<Output>) {
         if let Some(comparison) = self.comparison.take() {
             out.push(Output::Compared { ticket: comparison.ticket, result: None });
         }

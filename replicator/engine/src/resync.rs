@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 use types::REGION;
 use wire::{Reply, Request};
 
-/// Pause after a resync that failed.
+/// Pause after the first resync that failed; doubled after each further one, up to eight times it.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// A resync under way.
@@ -185,6 +185,7 @@ impl Engine {
             return;
         }
         member.standing = Standing::Joining(Join::Ready);
+        member.resync_failures = 0;
         let (replica, progress) = (member.spec.replica, member.progress);
         out.push(Output::Resynced { replica, progress });
         match self.phase {
@@ -206,7 +207,8 @@ impl Engine {
         let member = &mut self.members[target];
         member.standing = if member.broken { Standing::Failed } else { Standing::Away };
         member.unfit = false;
-        member.resync_after = now.after(RETRY);
+        member.resync_after = now.after(RETRY * (1 << member.resync_failures.min(3)));
+        member.resync_failures += 1;
         if let Some(link) = member.link_id() {
             out.push(Output::Disconnect { link });
             member.link = Link::Down { retry: now.after(RECONNECT) };

@@ -49,6 +49,7 @@ impl Engine {
             }
         }
         self.era_state.restart(self.now);
+        self.abandon_comparison(out);
         let (step, since) = (Step::Draining, self.now);
         let members = Mask::default();
         self.phase = Phase::Stopping(Stopping { step, since, members, clean: true });
@@ -60,8 +61,9 @@ impl Engine {
         if self.now.since(stopping.since) > STOP_TIMEOUT {
             return self.stopped(false, out);
         }
-        let busy =
-            self.flights.iter().any(|(_, flight)| matches!(flight.purpose, Purpose::Foreground(_)));
+        // A clean close may not come while anything else is in flight.
+        let idle = |purpose| matches!(purpose, Purpose::Ping | Purpose::Seal);
+        let busy = self.flights.iter().any(|(_, flight)| !idle(flight.purpose));
         if stopping.step == Step::Draining && !busy {
             let in_sync = self.mask_of(Member::in_sync);
             let up = self.mask_of(|m| m.in_sync() && m.is_up());

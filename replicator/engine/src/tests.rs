@@ -1,1 +1,12 @@
-#![allow(clippy::unwrap_used)]
+//! The engine against fake replicas, links and Raft on a fake clock.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod attach;
+mod history;
+mod membership;
+mod replica;
+mod rng;
+mod serve;
+mod simulation;
+mod world;
+mod writes;

@@ -3,7 +3,9 @@
 use crate::api::Output;
 use crate::core::{Engine, Phase};
 use crate::flight::{Mask, Purpose};
-use crate::member::{CONNECT_TIMEOUT, Link, Member, PING, SILENCE, STUCK, Standing};
+use crate::member::{
+    CONNECT_TIMEOUT, Link, Member, PING, PING_WANTED, SILENCE, STUCK, Standing, TARGET_STUCK,
+};
 use core::time::Duration;
 use types::{IO_TIMEOUT, Instant, IoError};
 
@@ -94,8 +96,14 @@ impl Engine {
                 Link::Up { .. } => {
                     if self.now.since(member.heard) > SILENCE {
                         self.link_lost(index, out);
-                    } else if self.now.since(member.heard.max(member.pinged)) >= PING {
-                        self.ping(index, out);
+                    } else {
+                        // A read that waits for the lease need not wait for the next turn.
+                        let wanted = !self.parked.is_empty() && member.lease <= self.now;
+                        let last =
+                            if wanted { member.pinged } else { member.heard.max(member.pinged) };
+                        if self.now.since(last) >= if wanted { PING_WANTED } else { PING } {
+                            self.ping(index, out);
+                        }
                     }
                 }
             }
@@ -118,8 +126,19 @@ impl Engine {
     fn tick_timeouts(&mut self, out: &mut Vec<Output>) {
         let mut stuck = Mask::default();
         let mut overdue = false;
+        let mut slow = Vec::new();
         for (_, flight) in self.flights.iter() {
             let age = self.now.since(flight.arrived.max(self.resumed));
+            if age < TARGET_STUCK {
+                continue;
+            }
+            if self.now.since(flight.asked.max(self.resumed)) >= TARGET_STUCK {
+                if let Purpose::Region { job } = flight.purpose {
+                    slow.push(job);
+                } else if !flight.rolling_back {
+                    stuck.0 |= flight.extra.0;
+                }
+            }
             if age < STUCK {
                 continue;
             }
@@ -138,6 +157,9 @@ impl Engine {
             );
             self.fail(IoError::Io, &reason, out);
             return;
+        }
+        for job in slow {
+            self.region_failed(job, out);
         }
         for index in stuck.iter() {
             if self.members[index].is_up() {

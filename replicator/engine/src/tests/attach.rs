@@ -1,0 +1,239 @@
+//! Scenarios of attach, fencing, stop (R2, R3, R8, R10, R14, R20, R22).
+
+use super::world::{RaftMode, SIZE, World};
+use crate::Input;
+use core::time::Duration;
+use types::{BlockOp, IoError};
+
+pub(super) const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+impl World {
+    /// Replicas in sync, an engine on node 0, active.
+    pub(super) fn active(count: usize) -> (Self, usize) {
+        let all: Vec<usize> = (0..count).collect();
+        let mut world = Self::new(7, count, &all);
+        let slot = world.attach(0, &[]);
+        world.run(ms(100));
+        assert!(world.slots[slot].engine.is_active());
+        (world, slot)
+    }
+
+    pub(super) fn result(&self, id: types::IoId) -> Option<Result<(), IoError>> {
+        self.results.get(&id).map(|(_, result)| result.clone().map(|_| ()))
+    }
+
+    pub(super) fn isr(&self) -> Vec<usize> {
+        self.raft.isr.iter().copied().collect()
+    }
+
+    pub(super) fn assert_identical(&self) {
+        for block in 0..SIZE / types::BLOCK {
+            for replica in &self.replicas {
+                assert_eq!(replica.value(block), self.replicas[0].value(block), "block {block}");
+            }
+        }
+    }
+}
+
+#[test]
+fn after_a_clean_stop_all_stay_and_nothing_is_compared() {
+    let (mut world, slot) = World::active(2);
+    let write = world.write(slot, 3, 2, false);
+    world.run(ms(20));
+    assert_eq!(world.result(write), Some(Ok(())));
+    world.tell(slot, Input::Stop);
+    world.run(ms(200));
+    assert_eq!(world.slots[slot].stopped, Some(true));
+    for replica in &world.replicas {
+        assert_eq!((replica.in_use, replica.durable_value(3)), (None, replica.value(3)));
+        assert!(
+            replica.last_sealed > *replica.tags.values().max().unwrap() || replica.eras.len() == 1
+        );
+    }
+    let next = world.attach(1, &[]);
+    world.run(ms(100));
+    assert_eq!(world.slots[next].activations, [[0, 1]]);
+    assert_eq!(world.slots[next].resynced, [0; 0]);
+    let flush = world.io(next, BlockOp::Flush);
+    world.run(ms(10));
+    assert_eq!((world.result(flush), world.replicas[0].flushes), (Some(Ok(())), 1), "skipped");
+}
+
+#[test]
+fn a_stop_that_loses_a_member_ends_unclean_or_without_it() {
+    let (mut world, slot) = World::active(2);
+    world.write(slot, 3, 2, false);
+    world.run(ms(20));
+    world.raft.mode = RaftMode::Lost;
+    world.kill(1, false);
+    world.tell(slot, Input::Stop);
+    world.run(ms(6000));
+    assert_eq!(world.slots[slot].stopped, Some(false), "the ISR could not be changed");
+    assert!(world.replicas.iter().all(|r| r.in_use.is_some()));
+
+    let (mut world, slot) = World::active(2);
+    world.write(slot, 3, 2, false);
+    world.run(ms(20));
+    world.kill(1, false);
+    world.run(ms(6));
+    world.tell(slot, Input::Stop);
+    world.run(ms(6000));
+    assert_eq!((world.slots[slot].stopped, world.isr()), (Some(true), vec![0]));
+    assert!(world.replicas[1].in_use.is_some());
+}
+
+#[test]
+fn small_differences_go_before_the_first_io() {
+    let (mut world, slot) = World::active(2);
+    world.replicas[1].stuck_until = world.now.after(ms(50));
+    world.write(slot, 255, 3, false);
+    world.run(ms(10));
+    world.crash(slot);
+    assert_ne!(world.replicas[0].value(256), world.replicas[1].value(256));
+    let next = world.attach(1, &[]);
+    // The old engine's lease runs out first (R3).
+    world.run(ms(2500));
+    assert!(!world.slots[next].engine.is_active());
+    world.run(ms(700));
+    assert!(world.slots[next].engine.is_active());
+    assert_eq!(world.slots[next].activations, [[0, 1]]);
+    assert_eq!(world.slots[next].resynced, [0], "the source is the local one");
+    world.assert_identical();
+}
+
+#[test]
+fn large_differences_do_not_hold_the_first_io_up() {
+    let (mut world, slot) = World::active(2);
+    world.write(slot, 255, 3, false);
+    world.run(ms(10));
+    world.crash(slot);
+    world.run(ms(3100));
+    let next = world.attach(0, &[]);
+    world.run(ms(2));
+    world.replicas[1].stuck_until = world.now.after(ms(3000));
+    world.run(ms(900));
+    assert_eq!(world.slots[next].activations.len(), 0, "up to a second is spent");
+    world.run(ms(200));
+    assert_eq!(world.slots[next].activations, [[0]]);
+    let write = world.write(next, 255, 1, false);
+    let read = world.read(next, 256);
+    world.run(ms(20));
+    assert_eq!(world.result(read), Some(Ok(())));
+    world.run(ms(1000));
+    assert_eq!(world.result(write), Some(Ok(())), "a slow resync gives its range up (R21)");
+    world.run(ms(7000));
+    assert_eq!(world.isr(), [0, 1]);
+    world.assert_identical();
+}
+
+#[test]
+fn a_replica_that_lost_power_is_no_source_and_leaves() {
+    let (mut world, slot) = World::active(2);
+    let write = world.write(slot, 0, 4, false);
+    world.run(ms(10));
+    assert_eq!(world.result(write), Some(Ok(())));
+    world.crash(slot);
+    world.kill(0, true);
+    world.revive(0);
+    // Node 0 is local, but replica 1 has what replica 0 may have lost.
+    let next = world.attach(0, &[]);
+    world.run(ms(4000));
+    assert_eq!(world.slots[next].activations, [[1]]);
+    assert_eq!(world.isr(), [0, 1], "it is resynced behind");
+    world.assert_identical();
+    assert_ne!(world.replicas[0].value(3), 0);
+}
+
+#[test]
+fn after_power_loss_of_all_one_is_chosen() {
+    let (mut world, slot) = World::active(2);
+    world.write(slot, 0, 4, false);
+    world.write(slot, 300, 4, false);
+    world.run(ms(10));
+    world.crash(slot);
+    (0..2).for_each(|r| {
+        world.kill(r, true);
+        world.revive(r);
+    });
+    let next = world.attach(1, &[]);
+    world.run(ms(9000));
+    assert_eq!(
+        (world.slots[next].activations.as_slice(), world.isr()),
+        ([vec![1]].as_slice(), vec![0, 1])
+    );
+    world.assert_identical();
+}
+
+#[test]
+fn a_lost_member_is_not_waited_for() {
+    for (lost, wait) in [(vec![1], 50), (vec![], 1100)] {
+        let mut world = World::new(1, 2, &[0, 1]);
+        world.silence(1, ms(60_000));
+        let slot = world.attach(0, &lost);
+        world.run(ms(wait));
+        assert!(world.slots[slot].engine.is_active(), "{lost:?}");
+        assert_eq!(world.isr(), [0]);
+    }
+}
+
+#[test]
+fn without_any_member_the_attach_fails_in_time() {
+    let mut world = World::new(1, 3, &[1, 2]);
+    world.silence(1, ms(60_000));
+    world.kill(2, false);
+    let slot = world.attach(0, &[]);
+    world.run(ms(9_900));
+    assert_eq!(world.slots[slot].failed, None);
+    world.run(ms(400));
+    assert!(world.slots[slot].failed.is_some(), "replica 0 is not in the ISR (R2)");
+}
+
+#[test]
+fn a_superseded_engine_fails_everything_at_once() {
+    let (mut world, old) = World::active(2);
+    world.run(ms(50));
+    world.attach(1, &[]);
+    world.run(ms(20));
+    let write = world.write(old, 0, 1, false);
+    let read = world.read(old, 0);
+    world.run(ms(5000));
+    assert!(world.result(write).unwrap().is_err());
+    assert!(world.result(read).unwrap().is_err() || world.slots[1].activations.is_empty());
+    assert!(world.slots[old].failed.is_some());
+    let late = world.read(old, 0);
+    assert_eq!(world.result(late), Some(Err(IoError::Fenced)));
+
+    let (mut world, slot) = World::active(2);
+    let write = world.write(slot, 0, 1, false);
+    world.tell(slot, Input::Fenced);
+    assert_eq!(world.result(write), Some(Err(IoError::Fenced)));
+}
+
+#[test]
+fn the_first_flush_covers_what_an_older_engine_acknowledged() {
+    let (mut world, slot) = World::active(2);
+    let write = world.write(slot, 9, 1, false);
+    world.run(ms(20));
+    assert_eq!(world.result(write), Some(Ok(())));
+    world.crash(slot);
+    let next = world.attach(0, &[]);
+    world.run(ms(3500));
+    let flush = world.io(next, BlockOp::Flush);
+    world.run(ms(20));
+    assert_eq!(world.result(flush), Some(Ok(())));
+    assert!(world.replicas.iter().all(|r| r.durable_value(9) == r.value(9) && r.value(9) != 0));
+}
+
+#[test]
+fn a_frozen_process_does_not_blame_its_peers() {
+    let (mut world, slot) = World::active(2);
+    let write = world.write(slot, 0, 1, false);
+    let read = world.read(slot, 0);
+    world.now = world.now.after(ms(15_000));
+    world.run(ms(500));
+    assert_eq!(world.result(write), Some(Ok(())), "{:?}", world.slots[slot].failed);
+    assert_eq!(world.result(read), Some(Ok(())));
+    assert_eq!(world.isr(), [0, 1]);
+}

@@ -1,0 +1,185 @@
+//! Scenarios of members that leave and come back (R5, R9, R10, R16, R18, R19, R21).
+
+use super::attach::ms;
+use super::world::{RaftMode, World};
+use crate::Input;
+use types::{BlockOp, Era, IoError};
+
+#[test]
+fn a_member_that_was_away_catches_up_and_rejoins() {
+    let (mut world, slot) = World::active(2);
+    world.write(slot, 0, 2, false);
+    world.run(ms(20));
+    world.kill(1, false);
+    for block in [1, 256, 559] {
+        world.write(slot, block, 1, false);
+    }
+    world.run(ms(2000));
+    assert_eq!(world.isr(), [0]);
+    world.revive(1);
+    world.run(ms(2000));
+    assert_eq!((world.isr(), world.slots[slot].resynced.as_slice()), (vec![0, 1], [1].as_slice()));
+    world.assert_identical();
+    let replica = &world.replicas[1];
+    assert!([1, 256, 559].iter().all(|b| replica.durable_value(*b) == replica.value(*b)), "R5");
+}
+
+#[test]
+fn only_what_may_differ_is_compared() {
+    let (mut world, slot) = World::active(2);
+    world.write(slot, 0, 1, false);
+    world.write(slot, 300, 1, false);
+    world.run(ms(32_000));
+    assert!(world.replicas.iter().all(|r| r.eras == [Era(1)]), "an era was sealed (R18)");
+    world.kill(1, false);
+    world.write(slot, 512, 1, false);
+    world.run(ms(1000));
+    world.revive(1);
+    world.run(ms(3000));
+    assert_eq!(world.isr(), [0, 1]);
+    let progress = world.slots[slot].engine.status().members[1].progress;
+    assert_eq!((progress.total, progress.copied), (192 << 10, 64 << 10), "{progress:?}");
+}
+
+#[test]
+fn eras_are_sealed_under_load() {
+    let (mut world, slot) = World::active(2);
+    for round in 0..700 {
+        world.write(slot, round % 500, 1, false);
+        world.run(ms(100));
+    }
+    assert_eq!(world.replicas[0].eras, [Era(1), Era(2)]);
+    assert_eq!(world.replicas[1].eras, [Era(1), Era(2)]);
+}
+
+#[test]
+fn a_rebooted_member_leaves_and_resyncs() {
+    let (mut world, slot) = World::active(2);
+    for block in 0..40 {
+        world.write(slot, block, 1, false);
+    }
+    world.run(ms(50));
+    world.raft.mode = RaftMode::Lost;
+    world.kill(1, true);
+    world.revive(1);
+    world.run(ms(1000));
+    let write = world.write(slot, 3, 1, false);
+    let flush = world.io(slot, BlockOp::Flush);
+    world.run(ms(1000));
+    assert_eq!((world.result(write), world.result(flush)), (None, None), "its word counts no more");
+    world.raft.mode = RaftMode::Normal;
+    world.run(ms(3000));
+    assert_eq!((world.result(write), world.result(flush)), (Some(Ok(())), Some(Ok(()))));
+    assert_eq!(world.isr(), [0, 1]);
+    world.assert_identical();
+    assert_ne!(world.replicas[1].value(39), 0);
+}
+
+#[test]
+fn the_only_member_is_waited_for_and_sent_to_again() {
+    let mut world = World::new(5, 1, &[0]);
+    let slot = world.attach(0, &[]);
+    world.run(ms(100));
+    world.kill(0, false);
+    let write = world.write(slot, 2, 1, false);
+    world.run(ms(3000));
+    assert_eq!(world.result(write), None);
+    world.revive(0);
+    world.run(ms(1000));
+    assert_eq!(world.result(write), Some(Ok(())));
+}
+
+#[test]
+fn the_only_member_with_lost_writes_poisons_the_device() {
+    for flushed in [false, true] {
+        let mut world = World::new(5, 1, &[0]);
+        let slot = world.attach(0, &[]);
+        world.run(ms(100));
+        world.write(slot, 2, 1, flushed);
+        world.run(ms(20));
+        world.kill(0, true);
+        world.revive(0);
+        world.run(ms(2000));
+        let read = world.read(slot, 2);
+        world.run(ms(20));
+        let expected = if flushed { Ok(()) } else { Err(IoError::Io) };
+        assert_eq!(world.result(read), Some(expected), "R10");
+    }
+}
+
+#[test]
+fn all_members_with_lost_writes_poison_the_device() {
+    let (mut world, slot) = World::active(2);
+    world.write(slot, 2, 1, false);
+    world.run(ms(20));
+    for replica in 0..2 {
+        world.kill(replica, true);
+        world.revive(replica);
+    }
+    world.run(ms(3000));
+    assert!(world.slots[slot].failed.is_some());
+}
+
+#[test]
+fn while_a_grow_is_undecided_the_target_counts() {
+    let mut world = World::new(9, 2, &[0]);
+    let slot = world.attach(0, &[]);
+    world.raft.mode = RaftMode::Normal;
+    world.run(ms(8));
+    world.raft.mode = RaftMode::Unknown;
+    world.run(ms(800));
+    assert_eq!((world.isr(), world.slots[slot].resynced.as_slice()), (vec![0, 1], [1].as_slice()));
+    world.silence(1, ms(60_000));
+    let write = world.write(slot, 2, 1, false);
+    world.run(ms(2600));
+    let read = world.read(slot, 2);
+    world.run(ms(2000));
+    assert_eq!(world.result(write), None, "it may be in the ISR already");
+    assert_eq!(world.result(read), None, "it may be another engine's source already");
+    world.raft.mode = RaftMode::Normal;
+    world.run(ms(1000));
+    assert_eq!((world.result(write), world.result(read)), (Some(Ok(())), Some(Ok(()))));
+    assert_eq!(world.isr(), [0]);
+}
+
+#[test]
+fn a_target_has_a_write_before_the_next_one_on_its_range() {
+    let mut world = World::new(9, 2, &[0]);
+    for block in 0..560 {
+        world.replicas[0].blocks.insert(block, (1_000_000 + block, 1));
+    }
+    for region in 0..3 {
+        world.replicas[0].tags.insert(region, types::Tag { epoch: types::Epoch(1), era: Era(1) });
+    }
+    world.replicas[1].stuck_until = world.now.after(ms(900));
+    let slot = world.attach(0, &[]);
+    world.run(ms(600));
+    let first = world.write(slot, 559, 1, false);
+    let second = world.write(slot, 559, 1, false);
+    world.run(ms(200));
+    assert_eq!((world.result(first), world.result(second)), (Some(Ok(())), None), "R5, R16");
+    world.run(ms(2000));
+    assert_eq!(world.result(second), Some(Ok(())));
+    assert_eq!(world.isr(), [0, 1]);
+    world.assert_identical();
+}
+
+#[test]
+fn a_comparison_finds_every_difference() {
+    let (mut world, slot) = World::active(3);
+    world.write(slot, 0, 4, false);
+    world.run(ms(20));
+    world.tell(slot, Input::Compare { ticket: 1 });
+    world.run(ms(100));
+    world.replicas[2].blocks.insert(17, (99, 99));
+    world.replicas[1].blocks.insert(559, (98, 98));
+    world.tell(slot, Input::Compare { ticket: 2 });
+    world.run(ms(100));
+    let counts: Vec<_> =
+        world.slots[slot].compared.iter().map(|r| r.map(|r| (r.different, r.replicas))).collect();
+    assert_eq!(counts, [Some((0, 3)), Some((2, 3))]);
+    world.tell(slot, Input::Compare { ticket: 3 });
+    world.cut(1, ms(1));
+    world.run(ms(100));
+    assert_eq!(world.slots[slot].compared.len(), 3, "it is answered in any case");
+}

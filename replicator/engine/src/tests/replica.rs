@@ -1,0 +1,292 @@
+//! A replica as the wire protocol describes it, in memory: volatile and durable blocks, tags,
+//! seals, leases. Every effect happens when its disk operation completes, in any order.
+
+use super::rng::Rng;
+use std::collections::{BTreeMap, BTreeSet};
+use types::{
+    BLOCK, BootId, Buf, BufMut, EngineInstance, Epoch, Era, HASH_BLOCK, Instant, LEASE, REGION,
+    Tag, crc32c,
+};
+use wire::{Hello, Reply, Request, SealInfo, WireError};
+
+/// A session: which engine of the world, which of its links.
+pub(super) type SessionKey = (usize, u64);
+
+/// A block's content: its value, and the replica's own count of writes.
+pub(super) type Cell = (u64, u64);
+
+#[derive(Clone, Debug)]
+pub(super) struct Session {
+    pub(super) hello: Hello,
+    pub(super) sealed: bool,
+}
+
+pub(super) struct Replica {
+    pub(super) size: u64,
+    pub(super) blocks: BTreeMap<u64, Cell>,
+    pub(super) durable: BTreeMap<u64, Cell>,
+    writes: u64,
+    pub(super) tags: BTreeMap<u32, Tag>,
+    pub(super) last_sealed: Tag,
+    pub(super) sealed: (Epoch, EngineInstance),
+    pub(super) boot: u128,
+    /// Boot of the last write since the last clean close.
+    pub(super) in_use: Option<u128>,
+    pub(super) sessions: BTreeMap<SessionKey, Session>,
+    pub(super) in_flight: BTreeMap<SessionKey, u32>,
+    pub(super) sealing: Vec<(SessionKey, u64)>,
+    pub(super) lease: (Instant, EngineInstance),
+    /// Counts process starts: operations of an earlier one are void.
+    pub(super) process: u64,
+    pub(super) alive: bool,
+    /// Nothing comes from or goes to it before this.
+    pub(super) silent_until: Instant,
+    /// Its disk completes nothing before this.
+    pub(super) stuck_until: Instant,
+    /// No room for blocks that were never written.
+    pub(super) full: bool,
+    pub(super) unreadable: BTreeSet<u64>,
+    pub(super) write_errors: bool,
+    /// Flushes and era seals that were done, for tests that count them.
+    pub(super) flushes: u64,
+    pub(super) eras: Vec<Era>,
+}
+
+impl Replica {
+    pub(super) fn new(size: u64) -> Self {
+        Self {
+            size,
+            blocks: BTreeMap::new(),
+            durable: BTreeMap::new(),
+            writes: 0,
+            tags: BTreeMap::new(),
+            last_sealed: Tag::default(),
+            sealed: (Epoch(0), EngineInstance::default()),
+            boot: 1,
+            in_use: None,
+            sessions: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
+            sealing: Vec::new(),
+            lease: (Instant(0), EngineInstance::default()),
+            process: 0,
+            alive: true,
+            silent_until: Instant(0),
+            stuck_until: Instant(0),
+            full: false,
+            unreadable: BTreeSet::new(),
+            write_errors: false,
+            flushes: 0,
+            eras: Vec::new(),
+        }
+    }
+
+    pub(super) fn value(&self, block: u64) -> u64 {
+        self.blocks.get(&block).map_or(0, |cell| cell.0)
+    }
+
+    pub(super) fn durable_value(&self, block: u64) -> u64 {
+        self.durable.get(&block).map_or(0, |cell| cell.0)
+    }
+
+    /// Refuses a hello, or opens its session.
+    pub(super) fn hello(&mut self, key: SessionKey, hello: Hello) -> Result<(), WireError> {
+        let (epoch, instance) = self.sealed;
+        if hello.epoch < epoch || (hello.epoch == epoch && hello.instance != instance) {
+            return Err(WireError::Fenced { sealed: epoch });
+        }
+        self.sessions.insert(key, Session { hello, sealed: false });
+        Ok(())
+    }
+
+    /// Starts a seal; returns the sessions that it closes.
+    pub(super) fn seal(&mut self, key: SessionKey, seq: u64) -> Result<Vec<SessionKey>, WireError> {
+        let hello = &self.sessions[&key].hello;
+        let (epoch, instance) = self.sealed;
+        if hello.epoch < epoch || (hello.epoch == epoch && hello.instance != instance) {
+            return Err(WireError::Fenced { sealed: epoch });
+        }
+        self.sealed = (hello.epoch, hello.instance);
+        let older: Vec<SessionKey> = self.sessions.keys().copied().filter(|k| *k != key).collect();
+        self.sessions.retain(|k, _| *k == key);
+        self.sealing.retain(|(k, _)| *k == key);
+        self.sealing.push((key, seq));
+        Ok(older)
+    }
+
+    /// R3: seals that can be answered now.
+    pub(super) fn finished_seals(&mut self, now: Instant) -> Vec<(SessionKey, u64, Reply)> {
+        let mut done = Vec::new();
+        for (key, seq) in core::mem::take(&mut self.sealing) {
+            let Some(session) = self.sessions.get_mut(&key) else { continue };
+            let busy = self.in_flight.iter().any(|(k, count)| *k != key && *count > 0);
+            let leased = self.lease.1 != session.hello.instance && self.lease.0 > now;
+            if busy || leased {
+                self.sealing.push((key, seq));
+                continue;
+            }
+            session.sealed = true;
+            let info = SealInfo {
+                epoch: self.sealed.0,
+                last_sealed: self.last_sealed,
+                unbroken: self.in_use.is_none_or(|boot| boot == self.boot),
+                clean: self.in_use.is_none(),
+                size: self.size,
+                boot: BootId::from_bytes(self.boot.to_be_bytes()),
+            };
+            done.push((key, seq, Reply::Sealed(info)));
+        }
+        done
+    }
+
+    pub(super) fn grant_lease(&mut self, key: SessionKey, now: Instant) {
+        if let Some(session) = self.sessions.get(&key) {
+            let until = now.after(LEASE);
+            let same = self.lease.1 == session.hello.instance;
+            let until = if same { self.lease.0.max(until) } else { until };
+            self.lease = (until, session.hello.instance);
+        }
+    }
+
+    /// Carries out a request. `snapshot` is the content when it arrived, for a flush.
+    pub(super) fn execute(
+        &mut self,
+        epoch: Epoch,
+        request: &Request,
+        snapshot: &BTreeMap<u64, Cell>,
+        now: Instant,
+    ) -> Reply {
+        match request {
+            Request::Write { .. } | Request::Discard { .. } | Request::WriteZeroes { .. } => {
+                self.mutate(epoch, request)
+            }
+            Request::Read { offset, len } => {
+                let first = offset / BLOCK;
+                let count = u64::from(*len) / BLOCK;
+                if (first..first + count).any(|block| self.unreadable.contains(&block)) {
+                    return Reply::Failed(WireError::Disk { errno: 5 });
+                }
+                let mut data = BufMut::zeroed(*len as usize);
+                for (block, chunk) in (first..).zip(data.as_mut_slice().chunks_mut(4096)) {
+                    chunk[..8].copy_from_slice(&self.value(block).to_le_bytes());
+                }
+                let data = data.freeze();
+                let crc = crc32c(data.as_slice());
+                Reply::Data { data, crc }
+            }
+            Request::Flush => {
+                self.flushes += 1;
+                for (block, cell) in snapshot {
+                    let durable = self.durable.entry(*block).or_default();
+                    *durable = if cell.1 > durable.1 { *cell } else { *durable };
+                }
+                Reply::Done
+            }
+            Request::SealEra { era } => {
+                self.eras.push(*era);
+                self.last_sealed = self.last_sealed.max(Tag { epoch, era: *era });
+                Reply::Done
+            }
+            Request::Tags { above, first } => {
+                let mut found: Vec<u32> = self
+                    .tags
+                    .range(first..)
+                    .filter(|(_, tag)| *tag > above)
+                    .map(|(region, _)| *region)
+                    .collect();
+                // Two a page, so that paging is exercised.
+                let next = found.get(2).copied();
+                found.truncate(2);
+                Reply::Regions { regions: found, next }
+            }
+            Request::Hash { offset, len } => {
+                let hash = |start: u64| {
+                    let blocks = start / BLOCK..(start + HASH_BLOCK).min(offset + len) / BLOCK;
+                    blocks.fold(7_u64, |h, b| {
+                        (h ^ self.value(b)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(23)
+                    }) as u32
+                };
+                Reply::Hashes(
+                    (0..len.div_ceil(HASH_BLOCK)).map(|i| hash(offset + i * HASH_BLOCK)).collect(),
+                )
+            }
+            Request::Close { clean } => {
+                if *clean {
+                    self.in_use = None;
+                }
+                self.lease.0 = now;
+                Reply::Done
+            }
+            Request::Ping | Request::Seal => Reply::Done,
+        }
+    }
+
+    fn mutate(&mut self, epoch: Epoch, request: &Request) -> Reply {
+        if self.write_errors {
+            return Reply::Failed(WireError::Disk { errno: 5 });
+        }
+        let (offset, len, era, data) = match request {
+            Request::Write { offset, data, crc, era } => {
+                assert_eq!(crc32c(data.as_slice()), *crc, "R15");
+                (*offset, data.len() as u64, *era, Some(data))
+            }
+            Request::Discard { offset, len, era } | Request::WriteZeroes { offset, len, era } => {
+                (*offset, *len, *era, None)
+            }
+            _ => return Reply::Done,
+        };
+        let blocks = offset / BLOCK..(offset + len) / BLOCK;
+        if self.full && data.is_some() && blocks.clone().any(|b| !self.blocks.contains_key(&b)) {
+            return Reply::Failed(WireError::NoSpace);
+        }
+        assert!(era != Era(0), "an era was given");
+        for region in offset / REGION..=(offset + len - 1) / REGION {
+            let tag = self.tags.entry(region as u32).or_default();
+            *tag = (*tag).max(Tag { epoch, era });
+        }
+        self.in_use = Some(self.boot);
+        for (index, block) in blocks.enumerate() {
+            self.writes += 1;
+            let value = data.map_or(0, |data| value_at(data, index));
+            self.blocks.insert(block, (value, self.writes));
+        }
+        Reply::Done
+    }
+
+    /// The process ended; its sessions are gone.
+    pub(super) fn kill(&mut self) {
+        self.process += 1;
+        self.alive = false;
+        self.sessions.clear();
+        self.sealing.clear();
+        self.in_flight.clear();
+    }
+
+    /// Power loss: each block that was not flushed is kept or lost.
+    pub(super) fn lose_power(&mut self, rng: &mut Rng) {
+        self.kill();
+        self.boot += 1;
+        for (block, cell) in &mut self.blocks {
+            let durable = self.durable.get(block).copied().unwrap_or_default();
+            if durable != *cell && rng.chance(70) {
+                *cell = durable;
+            }
+        }
+        self.durable = self.blocks.clone();
+    }
+}
+
+pub(super) fn value_at(data: &Buf, block: usize) -> u64 {
+    let start = block * BLOCK as usize;
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&data.as_slice()[start..start + 8]);
+    u64::from_le_bytes(bytes)
+}
+
+/// A payload of `blocks` blocks that all hold `value`.
+pub(super) fn payload(value: u64, blocks: u64) -> Buf {
+    let mut data = BufMut::zeroed((blocks * BLOCK) as usize);
+    for chunk in data.as_mut_slice().chunks_mut(BLOCK as usize) {
+        chunk[..8].copy_from_slice(&value.to_le_bytes());
+    }
+    data.freeze()
+}

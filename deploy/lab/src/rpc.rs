@@ -55,7 +55,8 @@ pub async fn csi_identity(path: &Path) -> Result<IdentityClient<Channel>> {
     Ok(IdentityClient::new(unix(path).await?))
 }
 
-/// The replicators of `nodes` by their Unix sockets; `[local]` calls go to the first.
+/// The replicators of `nodes` by their Unix sockets; `[local]` calls go to the first. Their own
+/// addresses exist only in the lab's namespaces, so redirects are not followed.
 ///
 /// # Errors
 /// If there are none.
@@ -64,5 +65,5 @@ pub fn replicators(layout: &Layout, nodes: impl IntoIterator<Item = u64>) -> Res
         .into_iter()
         .map(|node| format!("unix://{}", layout.control_socket(node).display()))
         .collect();
-    Ok(Client::new(&endpoints)?)
+    Ok(Client::new(&endpoints)?.without_redirects())
 }

@@ -53,6 +53,8 @@ struct Shared {
 pub struct Client {
     shared: Arc<Mutex<Shared>>,
     deadline: Duration,
+    /// Whether an address in a redirect may be connected to.
+    follow: bool,
 }
 
 impl Client {
@@ -81,13 +83,21 @@ impl Client {
     #[must_use]
     pub fn of(endpoints: Vec<Endpoint>) -> Self {
         let shared = Shared { endpoints, ..Shared::default() };
-        Self { shared: Arc::new(Mutex::new(shared)), deadline: DEFAULT_DEADLINE }
+        Self { shared: Arc::new(Mutex::new(shared)), deadline: DEFAULT_DEADLINE, follow: true }
     }
 
     /// The same client (connections are shared) with another deadline per call.
     #[must_use]
     pub fn with_deadline(&self, deadline: Duration) -> Self {
-        Self { shared: Arc::clone(&self.shared), deadline }
+        Self { shared: Arc::clone(&self.shared), deadline, follow: self.follow }
+    }
+
+    /// The same client, but it never connects to an address that a redirect names: it looks for
+    /// the leader among its own endpoints. For a cluster whose addresses mean nothing here, such
+    /// as one in network namespaces reached by Unix sockets.
+    #[must_use]
+    pub fn without_redirects(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), deadline: self.deadline, follow: false }
     }
 
     /// Replaces the endpoints, for all clones: the cluster's members changed.
@@ -146,7 +156,13 @@ impl Client {
                 Ok(Err(status)) => status,
             };
             let pause = match (scope, judge(&status)) {
-                (Scope::Leader, Verdict::Redirect(leader)) => route.redirected(leader),
+                (Scope::Leader, Verdict::Redirect(leader)) if self.follow => {
+                    route.redirected(leader)
+                }
+                (Scope::Leader, Verdict::Redirect(_)) => {
+                    self.forget(&endpoint, false);
+                    route.unavailable()
+                }
                 (_, Verdict::Again) => {
                     self.forget(&endpoint, is_broken(&status));
                     route.unavailable()

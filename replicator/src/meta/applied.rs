@@ -284,3 +284,6 @@ impl AppliedStore for SledApplied {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

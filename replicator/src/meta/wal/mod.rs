@@ -320,3 +320,6 @@ impl LogStore for Wal {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -142,7 +142,8 @@ impl Store {
         if self.alloc.ready() >= missing && (queued || self.slot_waiters.is_empty()) {
             return true;
         }
-        let ahead: u32 = self.slot_waiters.iter().map(|(_, slots)| slots).sum();
+        let waiting = self.slot_waiters.iter().filter(|(key, _)| self.ops.get(*key).is_some());
+        let ahead: u32 = waiting.map(|(_, slots)| slots).sum();
         if self.alloc.free() < ahead + missing {
             self.no_space(key, out);
             return false;

@@ -36,6 +36,68 @@ fn a_full_pool_refuses_first_writes_and_nothing_else() {
     assert_eq!(node.read(one, 0, 1 << 20), filled(MIB, 0));
 }
 
+/// The pool of [`full`] without a single free slot.
+fn brimming() -> (Node, store::SessionId, store::SessionId) {
+    let (mut node, one, two) = full();
+    let mut at = 15 * MIB;
+    while node.write(two, at, filled(4096, 2), 1) == Reply::Done {
+        at -= 64 << 10;
+    }
+    assert_eq!(node.store.stats().free, 0);
+    (node, one, two)
+}
+
+/// R23: what makes a first write safe without a sync of its own.
+#[test]
+fn a_slot_is_reused_only_after_its_record_and_its_zeros_are_durable() {
+    let (mut node, one, two) = brimming();
+    node.settle();
+    let discard = Request::Discard { offset: 0, len: 64 << 10, era: Era(1) };
+    let discarded = node.send(one, discard);
+    let written = node.send(two, write(MIB, filled(4096, 3), 1));
+    // The record of the discard, with the tag of the write in the same log.
+    let mut steps = Vec::new();
+    let kind = |op: &DiskOp| match op {
+        DiskOp::Zero { .. } => "zero",
+        DiskOp::Sync { .. } => "sync",
+        DiskOp::Write { data, .. } if data.as_slice() == filled(4096, 3).as_slice() => "data",
+        DiskOp::Write { .. } => "record",
+        DiskOp::Read { .. } => "read",
+    };
+    while !node.in_flight.is_empty() {
+        let now: Vec<&str> = node.in_flight.iter().map(|io| kind(&io.op)).collect();
+        steps.push(now.join("+"));
+        node.complete(0);
+    }
+    let order = ["record", "sync", "zero", "sync", "data"];
+    let mut steps = steps.iter();
+    for expected in order {
+        let found = steps.any(|step| step.split('+').any(|kind| kind == expected));
+        assert!(found, "no {expected} in its place");
+    }
+    assert_eq!(node.take(one, discarded), Some(Reply::Done));
+    assert_eq!(node.take(two, written), Some(Reply::Done));
+}
+
+#[test]
+fn a_slot_is_not_reused_while_an_earlier_owner_reads_it() {
+    let (mut node, one, two) = brimming();
+    node.settle();
+    let read = node.send(one, Request::Read { offset: 0, len: 4096 });
+    let slow = node.in_flight.remove(0);
+    assert_eq!(
+        node.ask(one, Request::Discard { offset: 0, len: 64 << 10, era: Era(1) }),
+        Reply::Done
+    );
+    let written = node.send(two, write(MIB, filled(4096, 3), 1));
+    node.settle();
+    assert_eq!(node.take(two, written), None, "it would be read by another volume");
+    node.in_flight.push(slow);
+    node.settle();
+    assert!(matches!(node.take(one, read), Some(Reply::Data { .. })));
+    assert_eq!(node.take(two, written), Some(Reply::Done));
+}
+
 #[test]
 fn a_deleted_replica_gives_its_space_back_zeroed() {
     let (mut node, _, two) = full();

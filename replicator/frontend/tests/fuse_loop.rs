@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Counters, Filesystem, Mounted, succeed};
-use hostio::loopdev;
+use hostio::loopdev::{self, LoopDevice};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
@@ -206,6 +206,25 @@ fn errors_of_the_device_reach_the_kernel_with_their_errno() {
     }
     mounted.server.fail(None);
     direct.write_all_at(pattern(1, 4096).as_slice(), 0).unwrap();
+}
+
+#[test]
+fn a_device_whose_server_is_dead_is_found_and_detached() {
+    let Some(mut mounted) = Mounted::new(SIZE) else { return };
+    let attached = mounted.attach();
+    // The descriptor closes with the thread, as it does when a process is killed.
+    mounted.server = common::Server::start(SIZE);
+    let direct = attached.open(true);
+    assert!(direct.write_at(pattern(1, 4096).as_slice(), 0).is_err());
+    drop(direct);
+    let file = mounted.file();
+    let found = loopdev::find_by_backing(&file).unwrap();
+    assert_eq!(found, std::slice::from_ref(&attached.path));
+    let device = LoopDevice::open(&attached.path, &file).unwrap();
+    assert!(device.direct_io());
+    device.detach().unwrap();
+    drop(attached);
+    assert!(loopdev::find_by_backing(&file).unwrap().is_empty());
 }
 
 #[test]

@@ -89,15 +89,18 @@ impl LoopDevice {
         }
     }
 
-    /// Takes hold of an attached device, found by [`find_by_backing`].
+    /// Takes hold of an attached device, found by [`find_by_backing`]. Unlike LOOP_GET_STATUS, this
+    /// asks nothing of the backing file, whose server may be dead.
     ///
     /// # Errors
-    /// [`HostError::Sys`]: ENXIO if nothing is attached to it.
+    /// [`HostError::Sys`]: ENOENT if nothing is attached to it.
     pub fn open(path: &Path, backing: &Path) -> Result<Self, HostError> {
         let file = open_device(path)?;
-        let flags = ioctl::loop_flags(&file)
-            .map_err(|error| HostError::sys("read the state of", path, error))?;
-        let direct_io = flags & DIRECT_IO != 0;
+        let name = path.file_name().unwrap_or_default();
+        let state = Path::new("/sys/block").join(name).join("loop/dio");
+        let direct_io = std::fs::read_to_string(&state)
+            .map_err(|error| HostError::sys("read the state of", path, error))?
+            .starts_with('1');
         Ok(Self { file, path: path.to_owned(), backing: backing.to_owned(), direct_io })
     }
 
@@ -139,7 +142,8 @@ impl LoopDevice {
     }
 }
 
-/// The loop devices attached to `backing`, whether or not it can still be reached.
+/// The loop devices attached to `backing`, whether or not it can still be reached. It goes by the
+/// path: what lies on a filesystem that was lazily unmounted has none any more, so detach first.
 ///
 /// # Errors
 /// [`HostError::Sys`] if /sys/block cannot be read.

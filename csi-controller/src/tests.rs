@@ -127,8 +127,13 @@ async fn defaults() {
     assert!(f.create(request).await.unwrap().volume_context.is_empty());
 }
 
-/// A change of a good request, the code and a part of the message that it must lead to.
-type Refusal = (fn(&mut CreateVolumeRequest), Code, &'static str);
+/// A change of a good request.
+type Change = fn(&mut CreateVolumeRequest);
+
+/// A change, the code and a part of the message that it must lead to.
+type Refusal = (Change, Code, &'static str);
+
+type Pairs = &'static [(&'static str, &'static str)];
 
 #[tokio::test]
 async fn what_cannot_be_created_is_refused_and_nothing_is_asked() {
@@ -201,7 +206,7 @@ async fn create_is_idempotent_and_tells_conflicts() {
     f.expand(&first.volume_id, 128 * MIB, 0).await.unwrap();
     assert_eq!(f.create(wanted("pvc-1")).await.unwrap().volume_id, first.volume_id);
 
-    let conflicts: [(fn(&mut CreateVolumeRequest), &str); 5] = [
+    let conflicts: [(Change, &str); 5] = [
         (|r| r.capacity_range = range(129 * MIB, 0), "bytes 134217728"),
         (|r| r.capacity_range = range(MIB, 127 * MIB), "at most"),
         (|r| r.parameters = text(&[("repl", "1")]), "repl 2, and 1"),
@@ -368,7 +373,7 @@ async fn validation_confirms_what_can_be_had_and_says_why_not() {
     assert_eq!(confirmed.volume_context, volume.volume_context);
 
     let shared = capability(Mode::MultiNodeReaderOnly, AccessType::Block(BlockVolume {}));
-    let cases: [(VolumeCapability, &[(&str, &str)], &str); 5] = [
+    let cases: [(VolumeCapability, Pairs, &str); 5] = [
         (shared, &[], "MULTI_NODE_READER_ONLY"),
         (mount("xfs"), &[], "xfs"),
         (mount(""), &[("repl", "3")], "repl is 2, not 3"),

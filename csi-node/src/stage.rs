@@ -62,7 +62,9 @@ impl NodeService {
         mounts::make_directory(path, true, &self.bounded).await?;
         let fs_type = filesystem::ensure(stage.volume, &device, *fs_type, &self.bounded).await?;
         let options = options.clone().with_defaults(fs_type, *read_only);
-        mounts::mount_filesystem(&device, path, fs_type, &options, &self.bounded).await
+        mounts::mount_filesystem(&device, path, fs_type, &options, &self.bounded).await?;
+        tracing::info!(epoch = attachment.epoch, %fs_type, path = %path.display(), "mounted");
+        Ok(())
     }
 
     /// After a failed stage: a volume that nothing here uses must not stay held by this node.

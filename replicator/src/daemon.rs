@@ -62,9 +62,31 @@ fn host(doing: impl Into<String>) -> impl FnOnce(io::Error) -> DaemonError {
 pub async fn run(config: Config) -> Result<(), DaemonError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(host("wait for signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(host("wait for signals"))?;
-    let boot = hostio::clock::boot_id().map_err(host("read the boot id"))?;
-    prepare_process();
+    if let Err(error) = hostio::process::raise_nofile() {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+    let (stop, stopped) = watch::channel(false);
+    let node = config.node;
+    let signals = tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!(%node, "asked to stop");
+        // Nobody left to tell is as good as stopped.
+        let _ = stop.send(true);
+    });
+    let result = serve(config, stopped).await;
+    signals.abort();
+    result
+}
 
+/// Runs the daemon until `stopped` is true.
+///
+/// # Errors
+/// [`DaemonError`]; nothing is left running.
+pub async fn serve(config: Config, stopped: watch::Receiver<bool>) -> Result<(), DaemonError> {
+    let boot = hostio::clock::boot_id().map_err(host("read the boot id"))?;
     // The lock comes before everything that touches the directory: what looks like a remnant of a
     // killed daemon may be in use by a live one.
     let _lock = lock_data_dir(&config.data_dir)?;
@@ -117,18 +139,8 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         "the node is up"
     );
 
-    let (stop, stopped) = watch::channel(false);
     let node = config.node;
     let socket = config.control_socket.clone();
-    let signals = tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::info!(%node, "asked to stop");
-        // Nobody left to tell is as good as stopped.
-        let _ = stop.send(true);
-    });
     let parts = Parts {
         config,
         boot,
@@ -141,7 +153,6 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         unix,
     };
     let result = control::run(parts, stopped).await;
-    signals.abort();
     data.shutdown();
     // Its last writes are over before the process ends, so that a successor finds the pool free.
     if tokio::task::spawn_blocking(move || data_thread.join()).await.is_err() {
@@ -152,16 +163,6 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let _ = std::fs::remove_file(socket);
     tracing::info!(%node, "stopped");
     Ok(result?)
-}
-
-/// Limits of the process; without them it runs, only less safely under memory pressure.
-fn prepare_process() {
-    if let Err(error) = hostio::process::raise_nofile() {
-        tracing::warn!(%error, "the limit of open files stays as it is");
-    }
-    if let Err(error) = hostio::process::io_flusher() {
-        tracing::warn!(%error, "PR_SET_IO_FLUSHER refused: under memory pressure the kernel may wait for this process while it waits for the kernel");
-    }
 }
 
 /// Makes the directory and takes it for this process, until the returned file is dropped.

@@ -4,6 +4,7 @@
 use clap::{Parser, Subcommand};
 use replicator::config::{Config, ConfigError, Settings, parse_cluster};
 use replicator::{daemon, data};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -80,7 +81,11 @@ fn configure(file: Option<PathBuf>, flags: Settings) -> Result<Config, ConfigErr
 
 fn serve(config: Config) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&config.log)?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")

@@ -27,8 +27,7 @@ pub enum Error {
         call: &'static str,
         /// Who answered.
         endpoint: String,
-        /// The answer.
-        #[source]
+        /// The answer; its words are in the message above, so that it is no `source`.
         status: Box<Status>,
     },
     /// No answer within the deadline, or only UNAVAILABLE.
@@ -38,8 +37,7 @@ pub enum Error {
         call: &'static str,
         /// The deadline.
         after: Duration,
-        /// The last answer or transport error, if there was one.
-        #[source]
+        /// The last answer or transport error, if there was one; see `status` above.
         last: Option<Box<Status>>,
     },
 }

@@ -134,11 +134,24 @@ impl LoopDevice {
     /// # Errors
     /// [`HostError::Sys`].
     pub fn detach(self) -> Result<(), HostError> {
-        match ioctl::loop_clear(&self.file) {
-            Ok(()) => Ok(()),
-            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(()),
-            Err(error) => Err(HostError::sys("detach", &self.path, error)),
-        }
+        clear(&self.file, &self.path)
+    }
+}
+
+/// Detaches the device `path`, also one whose backing file does not answer any more: unlike
+/// [`LoopDevice::open`] this asks the kernel nothing about it.
+///
+/// # Errors
+/// As [`LoopDevice::detach`].
+pub fn detach_at(path: &Path) -> Result<(), HostError> {
+    clear(&open_device(path)?, path)
+}
+
+fn clear(device: &File, path: &Path) -> Result<(), HostError> {
+    match ioctl::loop_clear(device) {
+        Ok(()) => Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(()),
+        Err(error) => Err(HostError::sys("detach", path, error)),
     }
 }
 

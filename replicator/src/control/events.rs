@@ -79,16 +79,6 @@ impl Events {
         let mut events = meta.events(0);
         while let Some(event) = events.next().await {
             let new = event.index > begun;
-            if new {
-                tracing::info!(
-                    node = %self.node,
-                    volume = event.volume.map(tracing::field::display),
-                    epoch = event.epoch.map(tracing::field::display),
-                    event = event.kind.as_str(),
-                    "{}",
-                    event.message
-                );
-            }
             self.push(api::Event {
                 index: event.index,
                 kind: event.kind.as_str().to_owned(),

@@ -22,6 +22,8 @@ use types::{Epoch, NodeId, VolumeId};
 const ROUND: Duration = Duration::from_millis(100);
 /// How long one command may take before it is tried again.
 const COMMAND: Duration = Duration::from_secs(3);
+/// How long a read index may take: a leader without a majority gets none.
+const READ: Duration = Duration::from_secs(1);
 /// How long one attempt to seal may take: a replica waits out a lease of 3 s (R3).
 const SEAL: Duration = Duration::from_secs(5);
 
@@ -156,7 +158,7 @@ async fn lead(node: &Arc<Node>, term: u64) {
             }
         }
         if !current {
-            current = node.proposer.leader_state().await.is_ok();
+            current = is_current(node).await;
             continue;
         }
         applied.borrow_and_update();
@@ -260,9 +262,14 @@ async fn register(node: &Node, info: NodeInfo) -> Ended {
     }
 }
 
+/// Whether this node leads a majority now and has applied all that was committed before (R6).
+async fn is_current(node: &Node) -> bool {
+    matches!(timeout(READ, node.proposer.leader_state()).await, Ok(Ok(_)))
+}
+
 async fn declare_lost(node: &Node, lost: NodeId) -> Ended {
     // A leader without a majority must not decide (R6), and the node may have spoken meanwhile.
-    if node.proposer.leader_state().await.is_err() || !node.roll.is_silent(lost) {
+    if !is_current(node).await || !node.roll.is_silent(lost) {
         return Ended::Again;
     }
     command(node, Command::NodeLost { node: lost }).await

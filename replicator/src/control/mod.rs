@@ -133,7 +133,7 @@ pub enum RunError {
 ///
 /// # Errors
 /// [`RunError`].
-pub async fn run(parts: Parts, mut stop: watch::Receiver<bool>) -> Result<(), RunError> {
+pub async fn run(parts: Parts, stop: watch::Receiver<bool>) -> Result<(), RunError> {
     let Parts { config, boot, pool, meta, outbound, data, data_events, tcp, unix } = parts;
     let sender =
         Sender { cluster: config.cluster, node: config.node, address: config.control_address };
@@ -166,7 +166,7 @@ pub async fn run(parts: Parts, mut stop: watch::Receiver<bool>) -> Result<(), Ru
 
     let ended = |mut stop: watch::Receiver<bool>| async move {
         // An error means that nobody can stop this any more: it ends as well.
-        let _ = stop.wait_for(|stop| *stop).await;
+        drop(stop.wait_for(|stop| *stop).await);
     };
     let serve_tcp = router(&node).serve_with_incoming_shutdown(
         ReceiverStream::new(server::accept(tcp)),
@@ -186,7 +186,7 @@ pub async fn run(parts: Parts, mut stop: watch::Receiver<bool>) -> Result<(), Ru
         reason = node.meta.stopped() => {
             Err(RunError::MetaEnded(reason.map_or_else(|| "it ended".to_owned(), |r| r.to_string())))
         }
-        _ = stop.wait_for(|stop| *stop) => {
+        () = ended(stop.clone()) => {
             // Peers keep their streams open: they are not waited for longer than this.
             let graceful = tokio::time::timeout(GRACE, &mut serving);
             let closing = async { tokio::join!(graceful, attach::detach_all(&node)) };

@@ -99,14 +99,20 @@ impl Device {
     }
 
     /// Takes the device away without ever hanging; `dead` also fails what the kernel still waits for.
-    pub(super) async fn remove(self, node: &Node, volume: VolumeId, dead: bool) {
+    pub(super) async fn remove(mut self, node: &Node, volume: VolumeId, dead: bool) {
         if self.frontend == Frontend::FuseLoop {
             let abort = |mount: PathBuf| kernel("abort FUSE", move || hostio::fuse::abort(&mount));
             if dead {
                 log(volume, abort(self.mount.clone()).await);
             }
             let backing = self.mount.join(FUSE_FILE);
-            if log(volume, kernel("detach", move || detach_loops(&backing)).await).is_none() {
+            let device = self.device.take();
+            let detach = move || {
+                // The kernel detaches when the last one closes the device: that must not be us.
+                drop(device);
+                detach_loops(&backing)
+            };
+            if log(volume, kernel("detach the loop device", detach).await).is_none() {
                 log(volume, abort(self.mount.clone()).await);
             }
             let mount = self.mount.clone();
@@ -157,7 +163,7 @@ impl Device {
 /// Detaches every loop device over `backing`.
 pub(super) fn detach_loops(backing: &Path) -> Result<(), HostError> {
     for path in hostio::loopdev::find_by_backing(backing)? {
-        LoopDevice::open(&path, backing)?.detach()?;
+        hostio::loopdev::detach_at(&path)?;
     }
     Ok(())
 }

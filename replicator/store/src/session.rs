@@ -215,7 +215,8 @@ impl Store {
     pub(crate) fn try_seal(&mut self, index: ReplicaIndex, out: &mut Vec<Output>) {
         let Some(replica) = self.replicas.get_mut(&index) else { return };
         let Some(wait) = replica.seal else { return };
-        if self.log.durable() < wait.record || replica.submitted > 0 {
+        // A failed pool forgets its requests, but not all of their I/O has ended.
+        if self.failed.is_some() || self.log.durable() < wait.record || replica.submitted > 0 {
             return;
         }
         let Some(session) = self.sessions.get_mut(&wait.session) else {

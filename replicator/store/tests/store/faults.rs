@@ -160,6 +160,33 @@ fn a_sync_error_fails_the_pool_and_is_not_tried_again() {
     assert!(matches!(refused, Err(WireError::ReplicaFailed { .. })), "forgotten by a restart");
 }
 
+/// R3: what was submitted may still land, so nothing may be promised.
+#[test]
+fn a_failed_pool_acknowledges_no_seal() {
+    let mut node = Node::new(16 * MIB);
+    node.create(1, 4 * MIB);
+    let (one, _) = node.attach(1, 1, Role::Member);
+    assert_eq!(node.write(one, 0, filled(4096, 1), 1), Reply::Done);
+    node.settle();
+    node.send(one, write(0, filled(4096, 2), 1));
+    let stuck = node.in_flight.remove(0);
+    node.pass(3000);
+    let two = node.session(Node::hello(1, 2, Role::Sealer)).unwrap();
+    let seal = node.send(two, Request::Seal);
+    node.settle();
+    assert_eq!(node.take(two, seal), None);
+    // Another replica's work breaks the pool.
+    node.fault = Some(|_| Some(5));
+    let (volume, incarnation) = (crate::node::volume(2), crate::node::incarnation(2));
+    let admin = Admin::CreateReplica { volume, replica: replica(2), incarnation, size: MIB };
+    node.step(store::Input::Admin { op: 1, admin });
+    node.settle();
+    assert!(node.store.stats().failed);
+    let reply = node.take(two, seal);
+    assert!(!matches!(reply, Some(Reply::Sealed(_))), "{reply:?}");
+    drop(stuck);
+}
+
 #[test]
 fn a_log_error_fails_the_pool() {
     let mut node = Node::new(16 * MIB);

@@ -5,7 +5,7 @@ use crate::api::Output;
 use crate::core::Engine;
 use crate::flight::{Mask, Purpose};
 use crate::member::Member;
-use types::{ERA, Era, Instant};
+use types::{ERA, Era, Instant, Tag};
 use wire::Request;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,6 +101,14 @@ impl Engine {
             self.era_state.mark_dirty();
         } else {
             self.send_internal(purpose, request, to, out);
+        }
+    }
+
+    /// A member has remembered the seal.
+    pub(crate) fn era_sealed(&mut self, index: usize) {
+        let tag = Tag { epoch: self.config.epoch, era: self.era_state.sealing };
+        if let Some(info) = &mut self.members[index].info {
+            info.last_sealed = info.last_sealed.max(tag);
         }
     }
 

@@ -81,7 +81,11 @@ impl Engine {
                     self.sealed(index, info, out);
                 }
             }
-            Purpose::EraFlush | Purpose::EraSeal => self.era_step(purpose, over, out),
+            Purpose::EraFlush => self.era_step(purpose, over, out),
+            Purpose::EraSeal => {
+                self.era_sealed(index);
+                self.era_step(purpose, over, out);
+            }
             Purpose::Tags { target } => self.tags(target, index, request, reply, out),
             Purpose::Region { job } => self.region_reply(job, index, reply, out),
             Purpose::JoinFlush { target } => self.join_flushed(target, out),

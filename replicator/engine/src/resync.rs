@@ -1,5 +1,5 @@
-//! Resync (R19): regions whose tag on source or target is above the target's last sealed tag are
-//! compared by hashes of 64 KiB blocks, and what differs is copied.
+//! Resync (R19): regions whose tag on source or target is above what both have sealed are compared
+//! by hashes of 64 KiB blocks, and what differs is copied.
 //!
 //! ```text
 //! Away ──▶ Syncing: Draining ─▶ Listing ─▶ Copying ──▶ Joining: Draining ─▶ Flushing ─▶ Ready ──▶ InSync
@@ -97,12 +97,17 @@ impl Engine {
     }
 
     fn list_tags(&mut self, target: usize, out: &mut Vec<Output>) {
-        let Some(info) = self.members[target].info else { return };
-        let Standing::Syncing(resync) = &mut self.members[target].standing else { return };
+        let Standing::Syncing(resync) = &self.members[target].standing else { return };
         let source = resync.source;
+        let sealed = |index: usize| self.members[index].info.map(|info| info.last_sealed);
+        let (Some(of_source), Some(of_target)) = (sealed(source), sealed(target)) else { return };
+        // The source may have lost power too, and with it writes of an era that was sealed on the
+        // target only: the lower seal counts.
+        let above = of_source.min(of_target);
+        let Standing::Syncing(resync) = &mut self.members[target].standing else { return };
         resync.stage = Stage::Listing { lists: 2, set: BTreeSet::new() };
         for asked in [source, target] {
-            let request = Request::Tags { above: info.last_sealed, first: 0 };
+            let request = Request::Tags { above, first: 0 };
             self.send_internal(Purpose::Tags { target }, request, Mask::one(asked), out);
         }
     }

@@ -42,6 +42,21 @@ fn only_what_may_differ_is_compared() {
 }
 
 #[test]
+fn a_source_that_lost_what_the_target_has_sealed_is_compared() {
+    let mut world = World::new(3, 2, &[0]);
+    for (replica, value, sealed) in [(0, 235, 5), (1, 257, 6)] {
+        let tag = |era| types::Tag { epoch: types::Epoch(0), era: Era(era) };
+        let replica = &mut world.replicas[replica];
+        replica.blocks.insert(16, (value, 1));
+        replica.tags.insert(0, tag(6));
+        replica.last_sealed = tag(sealed);
+    }
+    world.attach(0, &[]);
+    world.run(ms(2000));
+    assert_eq!((world.isr(), world.replicas[1].value(16)), (vec![0, 1], 235));
+}
+
+#[test]
 fn eras_are_sealed_under_load() {
     let (mut world, slot) = World::active(2);
     for round in 0..700 {

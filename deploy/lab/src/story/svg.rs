@@ -122,13 +122,16 @@ impl Picture {
     }
 
     fn marks(&self, svg: &mut String, x: Scale, commit: f64) {
-        for (class, colour, at, label, row) in [
-            ("cut", "red", 0.0, "cable cut".to_owned(), 0.0),
-            ("back", "green", commit, format!("first commit {commit:.2} s"), 1.0),
-            ("note", "violet", self.healed, "node healed".to_owned(), 0.0),
-            ("note", "violet", self.in_sync, "two copies in sync".to_owned(), 1.0),
+        let close = x.of(self.in_sync) - x.of(self.healed) < 90.0;
+        let healed = if close { "end" } else { "start" };
+        for (class, colour, at, label, row, anchor) in [
+            ("cut", "red", 0.0, "cable cut".to_owned(), 0.0, "start"),
+            ("back", "green", commit, format!("first commit {commit:.2} s"), 1.0, "start"),
+            ("note", "violet", self.healed, "node healed".to_owned(), 0.0, healed),
+            ("note", "violet", self.in_sync, "two copies in sync".to_owned(), 1.0, "start"),
         ] {
             let at = x.of(at);
+            let aside = if anchor == "end" { at - 5.0 } else { at + 5.0 };
             let height = TOP - 4.0 - row * 14.0;
             put(
                 svg,
@@ -137,7 +140,7 @@ impl Picture {
                 ),
             );
             let class = format!("small strong {colour}");
-            text(svg, at + 5.0, height + 8.0, &class, "start", &label);
+            text(svg, aside, height + 8.0, &class, anchor, &label);
         }
     }
 

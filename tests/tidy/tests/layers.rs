@@ -1,0 +1,85 @@
+//! Dependencies point downwards only (ARCHITECTURE.md, "The crates"), as `cargo metadata` sees them.
+#![allow(clippy::unwrap_used)]
+
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+/// What each crate of ours may use of ours. A crate that is not here fails the test: say where it stands.
+const ALLOWED: &[(&str, &[&str])] = &[
+    ("proto", &[]),
+    ("types", &[]),
+    ("wire", &["types"]),
+    ("hostio", &["types"]),
+    ("metadata", &["types"]),
+    ("store", &["types", "wire"]),
+    ("engine", &["types", "wire"]),
+    ("frontend", &["types", "hostio"]),
+    ("client", &["types", "proto"]),
+    (
+        "replicator",
+        &["types", "hostio", "wire", "metadata", "store", "engine", "frontend", "client", "proto"],
+    ),
+    ("csi-common", &["types", "client", "proto"]),
+    ("csi-node", &["types", "client", "proto", "csi-common"]),
+    ("csi-controller", &["types", "client", "proto", "csi-common"]),
+    ("lab", &["types", "client", "proto"]),
+    ("cli", &["types", "client", "proto", "lab"]),
+    ("e2e", &["types", "client", "proto", "lab", "wire"]),
+    ("tidy", &[]),
+];
+
+/// State machines and words: no I/O, no clock, no threads of their own, so none of these.
+const PURE: &[&str] = &["types", "wire", "metadata", "store", "engine"];
+const NOT_IN_PURE: &[&str] = &["tokio", "tonic", "nix", "libc", "io-uring", "rand", "sled"];
+
+fn workspace() -> BTreeMap<String, BTreeMap<String, bool>> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version=1", "--no-deps", "--offline", "--locked"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap().iter().map(|package| {
+        let dependencies = package["dependencies"].as_array().unwrap().iter().map(|dependency| {
+            let normal = dependency["kind"].is_null();
+            (dependency["name"].as_str().unwrap().to_owned(), normal)
+        });
+        // A dependency may be there twice, for tests and for good: the stricter counts.
+        let mut all = BTreeMap::new();
+        for (name, normal) in dependencies {
+            *all.entry(name).or_insert(false) |= normal;
+        }
+        (package["name"].as_str().unwrap().to_owned(), all)
+    });
+    packages.collect()
+}
+
+#[test]
+fn dependencies_point_downwards() {
+    let workspace = workspace();
+    let ours: BTreeSet<&str> = workspace.keys().map(String::as_str).collect();
+    let allowed: BTreeMap<&str, &[&str]> = ALLOWED.iter().copied().collect();
+    let known: BTreeSet<&str> = allowed.keys().copied().collect();
+    assert_eq!(ours, known, "every crate has its place in ALLOWED and in ARCHITECTURE.md");
+    for (name, dependencies) in &workspace {
+        for (dependency, normal) in dependencies {
+            let fine = !ours.contains(dependency.as_str())
+                || !normal
+                || allowed[name.as_str()].contains(&dependency.as_str());
+            assert!(fine, "{name} must not depend on {dependency}");
+        }
+    }
+}
+
+#[test]
+fn state_machines_have_no_means_of_io() {
+    let workspace = workspace();
+    for name in PURE {
+        for (dependency, normal) in &workspace[*name] {
+            let fine = !normal || !NOT_IN_PURE.contains(&dependency.as_str());
+            assert!(fine, "{name} is a state machine and must not depend on {dependency}");
+        }
+    }
+}

@@ -27,7 +27,7 @@ impl Engine {
             epoch: self.config.epoch,
             instance: self.config.instance,
             node: self.config.node,
-            role: Role::Member,
+            role: Role::Engine,
         };
         out.push(Output::Connect { link, address: member.spec.address, hello });
     }

@@ -14,9 +14,9 @@
 //! after something of the new one. The lease is waited for unless its holder is the very engine
 //! that seals.
 //!
-//! Replies to any sealed session but a sealer's renew the lease, also a target's: an engine that
-//! promotes a target may then count on the lease at once, and waiting for one that nobody uses
-//! costs a seal at most [`types::LEASE`].
+//! Every reply to a sealed session of an engine renews the lease, also while the engine treats the
+//! replica as a resync target: once it is promoted its lease counts at once, and waiting for one
+//! that nobody uses costs a seal at most [`types::LEASE`].
 
 use types::{EngineInstance, Epoch, Instant};
 use wire::{Hello, Reply, Request, Role, SealInfo, WireError};
@@ -126,9 +126,6 @@ impl Store {
             Request::Seal | Request::Close { .. } => None,
             _ if session.role == Role::Sealer => Some("a sealer only seals"),
             _ if !session.sealed => Some("the session has not sealed"),
-            Request::SealEra { .. } if session.role != Role::Member => {
-                Some("eras are sealed on ISR members only")
-            }
             _ if session.ops >= MAX_SESSION_OPS => Some("too many requests in flight"),
             _ => None,
         };
@@ -262,7 +259,7 @@ impl Store {
     fn close(&mut self, id: SessionId, seq: u64, clean: bool, out: &mut Vec<Output>) {
         let session = &self.sessions[&id];
         let index = session.replica;
-        let counts = clean && session.sealed && session.role == Role::Member;
+        let counts = clean && session.sealed && session.role == Role::Engine;
         if counts && session.ops > 0 {
             return self.invalid(id, seq, "a clean close while requests are in flight", out);
         }

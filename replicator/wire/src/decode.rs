@@ -227,10 +227,9 @@ fn decode(fields: &Fields, payload: Buf) -> Result<Frame, DecodeError> {
 
 fn decode_hello(fields: &Fields, payload: &[u8]) -> Result<Hello, DecodeError> {
     let role = match fields.small {
-        0 => Role::Member,
-        1 => Role::Target,
-        2 => Role::Sealer,
-        other => return Err(refuse(fields, "role", u64::from(other), "0 to 2")),
+        0 => Role::Engine,
+        1 => Role::Sealer,
+        other => return Err(refuse(fields, "role", u64::from(other), "0 or 1")),
     };
     Ok(Hello {
         cluster: ClusterId::from_bytes(id_at(payload, 0)),

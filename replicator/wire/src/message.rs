@@ -6,16 +6,15 @@ use types::{
     VolumeId,
 };
 
-/// What a session counts for.
+/// What a session is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Role {
-    /// In the ISR: its acknowledgements count and it may be read.
-    Member = 0,
-    /// Being resynchronised: it gets every write, counts for nothing and is never read (R5).
-    Target = 1,
+    /// An engine. What the replica counts for (ISR member, or resync target, R5) is the engine's to
+    /// know, because it changes within the session.
+    Engine = 0,
     /// Only seals, on behalf of the fencing of a lost engine (R7).
-    Sealer = 2,
+    Sealer = 1,
 }
 
 /// First message of a session: which replica is meant, and on whose behalf. It changes nothing

@@ -11,8 +11,8 @@ fn full() -> (Node, store::SessionId, store::SessionId) {
     let mut node = Node::new(16 * MIB);
     node.create(1, 16 * MIB);
     node.create(2, 16 * MIB);
-    let (one, _) = node.attach(1, 1, Role::Member);
-    let (two, _) = node.attach(2, 1, Role::Member);
+    let (one, _) = node.attach(1, 1, Role::Engine);
+    let (two, _) = node.attach(2, 1, Role::Engine);
     assert_eq!(node.write(two, 0, filled(4096, 2), 1), Reply::Done);
     for at in 0..16 {
         node.write(one, at * MIB, filled(MIB, 1), 1);
@@ -113,8 +113,8 @@ fn a_write_error_fails_that_replica_for_good() {
     let mut node = Node::new(16 * MIB);
     node.create(1, 4 * MIB);
     node.create(2, 4 * MIB);
-    let (one, _) = node.attach(1, 1, Role::Member);
-    let (two, _) = node.attach(2, 1, Role::Member);
+    let (one, _) = node.attach(1, 1, Role::Engine);
+    let (two, _) = node.attach(2, 1, Role::Engine);
     assert_eq!(node.write(one, 0, filled(4096, 1), 1), Reply::Done);
     assert_eq!(node.write(two, 0, filled(4096, 2), 1), Reply::Done);
     let seq = node.send(one, write(0, filled(4096, 3), 1));
@@ -130,9 +130,9 @@ fn a_write_error_fails_that_replica_for_good() {
     assert_eq!(node.read(two, 0, 4096), filled(4096, 2), "the other one goes on");
     node.settle();
     let mut node = node.crash(&mut crate::disk::Rng::new(1), 2);
-    let refused = node.session(Node::hello(1, 2, Role::Member));
+    let refused = node.session(Node::hello(1, 2, Role::Engine));
     assert!(matches!(refused, Err(WireError::ReplicaFailed { .. })), "{refused:?}");
-    node.attach(2, 2, Role::Member);
+    node.attach(2, 2, Role::Engine);
 }
 
 #[test]
@@ -140,8 +140,8 @@ fn a_sync_error_fails_the_pool_and_is_not_tried_again() {
     let mut node = Node::new(16 * MIB);
     node.create(1, 4 * MIB);
     node.create(2, 4 * MIB);
-    let (one, _) = node.attach(1, 1, Role::Member);
-    let (two, _) = node.attach(2, 1, Role::Member);
+    let (one, _) = node.attach(1, 1, Role::Engine);
+    let (two, _) = node.attach(2, 1, Role::Engine);
     assert_eq!(node.write(one, 0, filled(4096, 1), 1), Reply::Done);
     node.fault = Some(|op| matches!(op, DiskOp::Sync { .. }).then_some(5));
     let disk = Reply::Failed(WireError::Disk { errno: 5 });
@@ -156,7 +156,7 @@ fn a_sync_error_fails_the_pool_and_is_not_tried_again() {
     let refused = node.admin(Admin::DeleteReplica { replica: replica(1) });
     assert!(matches!(refused, Err(store::StoreError::PoolFailed { errno: 5 })));
     let mut node = node.restart(1);
-    let refused = node.session(Node::hello(2, 2, Role::Member));
+    let refused = node.session(Node::hello(2, 2, Role::Engine));
     assert!(matches!(refused, Err(WireError::ReplicaFailed { .. })), "forgotten by a restart");
 }
 
@@ -165,7 +165,7 @@ fn a_sync_error_fails_the_pool_and_is_not_tried_again() {
 fn a_failed_pool_acknowledges_no_seal() {
     let mut node = Node::new(16 * MIB);
     node.create(1, 4 * MIB);
-    let (one, _) = node.attach(1, 1, Role::Member);
+    let (one, _) = node.attach(1, 1, Role::Engine);
     assert_eq!(node.write(one, 0, filled(4096, 1), 1), Reply::Done);
     node.settle();
     node.send(one, write(0, filled(4096, 2), 1));
@@ -191,7 +191,7 @@ fn a_failed_pool_acknowledges_no_seal() {
 fn a_log_error_fails_the_pool() {
     let mut node = Node::new(16 * MIB);
     node.create(1, 4 * MIB);
-    let (one, _) = node.attach(1, 1, Role::Member);
+    let (one, _) = node.attach(1, 1, Role::Engine);
     node.fault = Some(|op| matches!(op, DiskOp::Write { durable: true, .. }).then_some(5));
     let disk = Reply::Failed(WireError::Disk { errno: 5 });
     assert_eq!(node.write(one, 0, filled(4096, 1), 1), disk);
@@ -202,7 +202,7 @@ fn a_log_error_fails_the_pool() {
 fn a_read_error_fails_the_read_only() {
     let mut node = Node::new(16 * MIB);
     node.create(1, 4 * MIB);
-    let (one, _) = node.attach(1, 1, Role::Member);
+    let (one, _) = node.attach(1, 1, Role::Engine);
     assert_eq!(node.write(one, 0, filled(8192, 1), 1), Reply::Done);
     node.fault = Some(|op| matches!(op, DiskOp::Read { .. }).then_some(5));
     let disk = Reply::Failed(WireError::Disk { errno: 5 });
@@ -227,14 +227,14 @@ fn a_rotten_block_is_never_served() {
     for restarted in [false, true] {
         let mut node = Node::new(16 * MIB);
         node.create(1, 4 * MIB);
-        let (mut one, _) = node.attach(1, 1, Role::Member);
+        let (mut one, _) = node.attach(1, 1, Role::Engine);
         assert_eq!(node.write(one, 64 << 10, filled(12288, 1), 1), Reply::Done);
         assert_eq!(node.write(one, (64 << 10) + 4096, filled(4096, 0x77), 1), Reply::Done);
         if restarted {
             assert_eq!(node.ask(one, Request::SealEra { era: Era(1) }), Reply::Done);
             node.disk.persist();
             node = node.restart(1);
-            one = node.attach(1, 2, Role::Member).0;
+            one = node.attach(1, 2, Role::Engine).0;
         }
         rot(&mut node, 0x77);
         let offset = (64 << 10) + 4096;
@@ -254,7 +254,7 @@ fn a_rotten_block_is_never_served() {
 fn a_read_that_a_write_falls_into_is_not_called_rotten() {
     let mut node = Node::new(16 * MIB);
     node.create(1, 4 * MIB);
-    let (one, _) = node.attach(1, 1, Role::Member);
+    let (one, _) = node.attach(1, 1, Role::Engine);
     assert_eq!(node.write(one, 0, filled(4096, 1), 1), Reply::Done);
     node.settle();
     // The read sees the old data, and ends after the write.
@@ -278,7 +278,7 @@ fn without_zero_range_zeros_are_written() {
     // Junk where the slots are.
     node.disk.bytes(8 * MIB, 4 * MIB as usize).fill(0xee);
     node.create(1, 14 * MIB);
-    let (one, _) = node.attach(1, 1, Role::Member);
+    let (one, _) = node.attach(1, 1, Role::Engine);
     for at in 0..12 {
         assert_eq!(node.write(one, at * MIB, filled(4096, 1), 1), Reply::Done);
         assert_eq!(node.read(one, at * MIB + 4096, 60 << 10), filled(60 << 10, 0));
@@ -290,7 +290,7 @@ fn slots_that_cannot_be_zeroed_are_retired() {
     let mut node = Node::new(16 * MIB);
     node.fault = Some(|op| matches!(op, DiskOp::Zero { .. }).then_some(5));
     node.create(1, 4 * MIB);
-    let (one, _) = node.attach(1, 1, Role::Member);
+    let (one, _) = node.attach(1, 1, Role::Engine);
     node.settle();
     let stats = node.store.stats();
     assert!(stats.retired_slots > 0 && !stats.failed);

@@ -9,7 +9,7 @@ use crate::node::{DiskOp, MIB, Node, filled, write};
 fn node() -> (Node, SessionId) {
     let mut node = Node::new(64 * MIB);
     node.create(1, 8 * MIB);
-    let (session, info) = node.attach(1, 1, Role::Member);
+    let (session, info) = node.attach(1, 1, Role::Engine);
     assert!(info.clean && info.unbroken && info.size == 8 * MIB);
     (node, session)
 }
@@ -40,7 +40,7 @@ fn what_was_written_is_read_and_survives_a_restart() {
     check(&mut node, session);
     assert_eq!(node.ask(session, Request::Flush), Reply::Done);
     let mut node = node.restart(1);
-    let (session, info) = node.attach(1, 2, Role::Member);
+    let (session, info) = node.attach(1, 2, Role::Engine);
     assert!(info.unbroken && !info.clean);
     check(&mut node, session);
     assert_eq!(regions(&mut node, session, tag(0, 0)), [0, 3, 4]);
@@ -120,7 +120,7 @@ fn a_sequential_stream_is_tagged_ahead() {
 fn a_flush_is_answered_by_a_sync_that_began_after_it() {
     let (mut node, session) = node();
     node.create(2, MIB);
-    let (other, _) = node.attach(2, 1, Role::Member);
+    let (other, _) = node.attach(2, 1, Role::Engine);
     assert_eq!(node.ask(session, Request::Flush), Reply::Done, "nothing was written");
     node.settle();
     let syncs = node.store.stats().syncs;
@@ -201,7 +201,7 @@ fn hashes_are_of_what_a_read_would_answer() {
     let mut node = Node::new(64 * MIB);
     let size = 3 * MIB + 12288;
     node.create(1, size);
-    let (session, _) = node.attach(1, 1, Role::Member);
+    let (session, _) = node.attach(1, 1, Role::Engine);
     node.write(session, (64 << 10) - 4096, filled(8192, 1), 1);
     node.write(session, size - 8192, filled(8192, 2), 1);
     let Reply::Hashes(hashes) = node.ask(session, Request::Hash { offset: 0, len: size }) else {

@@ -216,7 +216,7 @@ impl Model {
         let n = self.volumes[at].n;
         self.volumes[at].epoch += 1;
         let epoch = self.volumes[at].epoch;
-        let session = self.node.session(Node::hello(n, epoch, Role::Member)).unwrap();
+        let session = self.node.session(Node::hello(n, epoch, Role::Engine)).unwrap();
         let seq = self.node.send(session, Request::Seal);
         self.pending.retain(|_, (of, _)| *of != n);
         let mut wait = 0;

@@ -186,7 +186,7 @@ fn administration_is_idempotent_durable_and_checked() {
     assert_eq!(node.admin(ghost), Err(StoreError::Unknown { replica: replica(2) }));
     let mut node = node.crash(&mut crate::disk::Rng::new(1), 2);
     assert_eq!(node.store.replicas()[0].size, 3 * MIB);
-    let (session, info) = node.attach(1, 1, Role::Member);
+    let (session, info) = node.attach(1, 1, Role::Engine);
     assert_eq!(info.size, 3 * MIB);
     assert_eq!(node.read(session, 3 * MIB - 4096, 4096), filled(4096, 0));
 }
@@ -195,7 +195,7 @@ fn administration_is_idempotent_durable_and_checked() {
 fn checkpoints_move_the_log_for_ever() {
     let mut node = Node::new(16 * MIB);
     node.create(1, 4 * MIB);
-    let (session, _) = node.attach(1, 1, Role::Member);
+    let (session, _) = node.attach(1, 1, Role::Engine);
     for era in 1..400u32 {
         let byte = era as u8;
         let offset = u64::from(era % 64) * (64 << 10);
@@ -214,7 +214,7 @@ fn checkpoints_move_the_log_for_ever() {
     let now = Instant(node.now.0 + 1);
     let disk = node.disk;
     let mut node = Node::open(disk, 1, now).unwrap();
-    let (session, _) = node.attach(1, 2, Role::Member);
+    let (session, _) = node.attach(1, 2, Role::Engine);
     for era in 352..400u32 {
         let offset = u64::from(era % 64) * (64 << 10);
         assert_eq!(node.read(session, offset, 4096), filled(4096, era as u8));
@@ -230,7 +230,7 @@ fn a_crash_at_any_step_of_a_checkpoint_loses_nothing() {
         for steps in (0..54).step_by(2).map(|step| step + (seed as usize & 1)) {
             let mut node = Node::new(16 * MIB);
             node.create(1, 4 * MIB);
-            let (session, _) = node.attach(1, 1, Role::Member);
+            let (session, _) = node.attach(1, 1, Role::Engine);
             node.settle();
             let mut era = 0;
             // Each era is a log block of its tag, and one of a map.
@@ -260,7 +260,7 @@ fn a_crash_at_any_step_of_a_checkpoint_loses_nothing() {
             }
             switched += node.store.stats().checkpoints;
             let mut node = node.crash(&mut crate::disk::Rng::new(seed * 100 + steps as u64), 2);
-            let (session, _) = node.attach(1, 2, Role::Member);
+            let (session, _) = node.attach(1, 2, Role::Engine);
             for era in 1..=flushed {
                 let data = node.read(session, u64::from(era) * (64 << 10), 4096);
                 assert_eq!(data, filled(4096, era as u8), "seed {seed}, {steps} steps, era {era}");

@@ -23,9 +23,9 @@ fn sealed(reply: Option<Reply>) -> Option<SealInfo> {
 #[test]
 fn a_wrong_hello_is_refused_by_name() {
     let mut node = node();
-    node.attach(1, 5, Role::Member);
+    node.attach(1, 5, Role::Engine);
     let hello = |change: fn(&mut Hello)| {
-        let mut hello = Node::hello(1, 5, Role::Member);
+        let mut hello = Node::hello(1, 5, Role::Engine);
         change(&mut hello);
         hello
     };
@@ -39,7 +39,7 @@ fn a_wrong_hello_is_refused_by_name() {
     let table: [Row; 9] = [
         (|_| (), None),
         (|hello| hello.epoch = Epoch(6), None),
-        (|hello| hello.role = Role::Target, None),
+        (|hello| hello.role = Role::Sealer, None),
         (|hello| hello.epoch = Epoch(4), Some("fenced")),
         (|hello| hello.instance = instance(77), Some("fenced")),
         (|hello| hello.incarnation = incarnation(77), Some("failed")),
@@ -56,7 +56,7 @@ fn a_wrong_hello_is_refused_by_name() {
 #[test]
 fn before_its_seal_a_session_may_only_seal() {
     let mut node = node();
-    let session = node.session(Node::hello(1, 1, Role::Member)).unwrap();
+    let session = node.session(Node::hello(1, 1, Role::Engine)).unwrap();
     for request in [
         Request::Ping,
         Request::Flush,
@@ -78,12 +78,13 @@ fn roles_limit_what_a_session_may_do() {
     assert!(invalid(node.ask(sealer, write(0, filled(4096, 1), 1))));
     assert_eq!(node.ask(sealer, Request::Close { clean: true }), Reply::Done);
     assert_eq!(node.closed.last(), Some(&sealer));
-    let (target, _) = node.attach(1, 2, Role::Target);
-    assert_eq!(node.write(target, 0, filled(4096, 1), 1), Reply::Done);
-    assert!(invalid(node.ask(target, Request::SealEra { era: Era(1) })));
-    assert_eq!(node.ask(target, Request::Close { clean: true }), Reply::Done);
-    let (_, info) = node.attach(1, 3, Role::Member);
-    assert!(!info.clean, "a target's close vouches for nothing");
+    let (engine, _) = node.attach(1, 2, Role::Engine);
+    assert_eq!(node.write(engine, 0, filled(4096, 1), 1), Reply::Done);
+    let (sealer, info) = node.attach(1, 3, Role::Sealer);
+    assert!(!info.clean);
+    assert_eq!(node.ask(sealer, Request::Close { clean: true }), Reply::Done);
+    let (_, info) = node.attach(1, 4, Role::Engine);
+    assert!(!info.clean, "a sealer's close vouches for nothing");
 }
 
 /// The promise must be on the disk before the reply, and the reply must wait for it.
@@ -98,19 +99,19 @@ fn a_seal_is_durable_before_it_is_acknowledged() {
     assert_eq!(sealed(node.take(session, seq)).unwrap().epoch, Epoch(7));
     let mut node = node.crash(&mut crate::disk::Rng::new(3), 2);
     let fenced = WireError::Fenced { sealed: Epoch(7) };
-    assert_eq!(node.session(Node::hello(1, 6, Role::Member)), Err(fenced));
+    assert_eq!(node.session(Node::hello(1, 6, Role::Engine)), Err(fenced));
 }
 
 #[test]
 fn a_seal_closes_older_sessions_and_waits_for_their_io_and_lease() {
     let mut node = node();
-    let (old, _) = node.attach(1, 1, Role::Member);
+    let (old, _) = node.attach(1, 1, Role::Engine);
     assert_eq!(node.write(old, 0, filled(4096, 1), 1), Reply::Done);
     // Submitted by the old session, not complete; and one that waits for its tag.
     node.send(old, write(0, filled(4096, 2), 1));
     let stuck = node.in_flight.remove(0);
     let queued = node.send(old, write(2 * MIB, filled(4096, 3), 1));
-    let new = node.session(Node::hello(1, 2, Role::Member)).unwrap();
+    let new = node.session(Node::hello(1, 2, Role::Engine)).unwrap();
     let seq = node.send(new, Request::Seal);
     assert_eq!(node.closed.last(), Some(&old));
     node.settle();
@@ -134,7 +135,7 @@ fn a_lease_is_waited_for_to_the_millisecond_or_given_back() {
         [("nothing", true), ("close", false), ("disconnect", true), ("wait", false)];
     for (what, waits) in table {
         let mut node = node();
-        let (old, _) = node.attach(1, 1, Role::Member);
+        let (old, _) = node.attach(1, 1, Role::Engine);
         assert_eq!(node.ask(old, Request::Ping), Reply::Done);
         match what {
             "close" => drop(node.ask(old, Request::Close { clean: false })),
@@ -143,7 +144,7 @@ fn a_lease_is_waited_for_to_the_millisecond_or_given_back() {
             _ => {}
         }
         let until = node.now.after(types::LEASE);
-        let new = node.session(Node::hello(1, 2, Role::Member)).unwrap();
+        let new = node.session(Node::hello(1, 2, Role::Engine)).unwrap();
         let seq = node.send(new, Request::Seal);
         node.settle();
         assert_eq!(sealed(node.take(new, seq)).is_none(), waits, "{what}");
@@ -160,9 +161,9 @@ fn a_lease_is_waited_for_to_the_millisecond_or_given_back() {
 #[test]
 fn a_restarted_process_waits_for_leases_that_it_does_not_know() {
     let mut node = node();
-    node.attach(1, 1, Role::Member);
+    node.attach(1, 1, Role::Engine);
     let mut node = node.restart(1);
-    let new = node.session(Node::hello(1, 2, Role::Member)).unwrap();
+    let new = node.session(Node::hello(1, 2, Role::Engine)).unwrap();
     let seq = node.send(new, Request::Seal);
     node.settle();
     assert_eq!(node.take(new, seq), None);
@@ -173,9 +174,9 @@ fn a_restarted_process_waits_for_leases_that_it_does_not_know() {
 #[test]
 fn the_same_engine_reconnects_without_waiting_for_its_own_lease() {
     let mut node = node();
-    let (old, _) = node.attach(1, 1, Role::Member);
+    let (old, _) = node.attach(1, 1, Role::Engine);
     assert_eq!(node.ask(old, Request::Ping), Reply::Done);
-    let new = node.session(Node::hello(1, 1, Role::Member)).unwrap();
+    let new = node.session(Node::hello(1, 1, Role::Engine)).unwrap();
     let seq = node.send(new, Request::Seal);
     node.settle();
     assert!(sealed(node.take(new, seq)).is_some());
@@ -187,13 +188,13 @@ fn the_same_engine_reconnects_without_waiting_for_its_own_lease() {
 #[test]
 fn a_later_seal_supersedes_one_that_waits() {
     let mut node = node();
-    node.attach(1, 1, Role::Member);
-    let two = node.session(Node::hello(1, 2, Role::Member)).unwrap();
-    let also_two = node.session(Hello { instance: instance(9), ..Node::hello(1, 2, Role::Member) });
+    node.attach(1, 1, Role::Engine);
+    let two = node.session(Node::hello(1, 2, Role::Engine)).unwrap();
+    let also_two = node.session(Hello { instance: instance(9), ..Node::hello(1, 2, Role::Engine) });
     let also_two = also_two.unwrap();
     let seq_two = node.send(two, Request::Seal);
     let seq_also = node.send(also_two, Request::Seal);
-    let three = node.session(Node::hello(1, 3, Role::Member)).unwrap();
+    let three = node.session(Node::hello(1, 3, Role::Engine)).unwrap();
     let seq_three = node.send(three, Request::Seal);
     node.settle();
     node.pass(3000);
@@ -229,7 +230,7 @@ fn clean_and_unbroken_tell_the_truth() {
     ];
     for ((written, closed), end, expected) in table {
         let mut node = node();
-        let (session, _) = node.attach(1, 1, Role::Member);
+        let (session, _) = node.attach(1, 1, Role::Engine);
         if written {
             assert_eq!(node.write(session, 0, filled(4096, 5), 1), Reply::Done);
         }
@@ -241,7 +242,7 @@ fn clean_and_unbroken_tell_the_truth() {
             End::Restart => node.restart(1),
             End::Crash => node.crash(&mut crate::disk::Rng::new(4), 2),
         };
-        let (session, info) = node.attach(1, 2, Role::Member);
+        let (session, info) = node.attach(1, 2, Role::Engine);
         let row = ((written, closed), end);
         assert_eq!((info.clean, info.unbroken), expected, "{row:?}");
         if closed {
@@ -253,22 +254,22 @@ fn clean_and_unbroken_tell_the_truth() {
 #[test]
 fn broken_stays_broken_until_somebody_writes_or_closes() {
     let mut node = node();
-    let (session, _) = node.attach(1, 1, Role::Member);
+    let (session, _) = node.attach(1, 1, Role::Engine);
     node.write(session, 0, filled(4096, 5), 1);
     let mut node = node.crash(&mut crate::disk::Rng::new(5), 2);
-    let (_, info) = node.attach(1, 2, Role::Member);
+    let (_, info) = node.attach(1, 2, Role::Engine);
     assert!(!info.unbroken);
-    let (session, info) = node.attach(1, 3, Role::Member);
+    let (session, info) = node.attach(1, 3, Role::Engine);
     assert!(!info.unbroken && !info.clean);
     assert_eq!(node.ask(session, Request::Close { clean: true }), Reply::Done);
-    let (_, info) = node.attach(1, 4, Role::Member);
+    let (_, info) = node.attach(1, 4, Role::Engine);
     assert!(info.unbroken && info.clean);
 }
 
 #[test]
 fn a_clean_close_with_requests_in_flight_is_refused() {
     let mut node = node();
-    let (session, _) = node.attach(1, 1, Role::Member);
+    let (session, _) = node.attach(1, 1, Role::Engine);
     node.write(session, 0, filled(4096, 5), 1);
     node.send(session, write(0, filled(4096, 6), 1));
     let seq = node.send(session, Request::Close { clean: true });
@@ -279,7 +280,7 @@ fn a_clean_close_with_requests_in_flight_is_refused() {
 #[test]
 fn eras_are_remembered_and_closed_for_writing() {
     let mut node = node();
-    let (session, _) = node.attach(1, 1, Role::Member);
+    let (session, _) = node.attach(1, 1, Role::Engine);
     assert_eq!(node.write(session, 0, filled(4096, 5), 1), Reply::Done);
     assert_eq!(node.ask(session, Request::SealEra { era: Era(1) }), Reply::Done);
     assert_eq!(node.ask(session, Request::SealEra { era: Era(1) }), Reply::Done);
@@ -287,7 +288,7 @@ fn eras_are_remembered_and_closed_for_writing() {
     assert!(matches!(late, Reply::Failed(WireError::Invalid { .. })));
     assert_eq!(node.write(session, MIB, filled(4096, 6), 2), Reply::Done);
     let mut node = node.crash(&mut crate::disk::Rng::new(6), 2);
-    let (session, info) = node.attach(1, 2, Role::Member);
+    let (session, info) = node.attach(1, 2, Role::Engine);
     assert_eq!(info.last_sealed, Tag { epoch: Epoch(1), era: Era(1) });
     assert_eq!(node.read(session, 0, 4096), filled(4096, 5), "R18: a sealed era is durable");
     let reply = node.ask(session, Request::Tags { above: info.last_sealed, first: 0 });
@@ -297,7 +298,7 @@ fn eras_are_remembered_and_closed_for_writing() {
 #[test]
 fn deleting_a_replica_closes_its_sessions() {
     let mut node = node();
-    let (session, _) = node.attach(1, 1, Role::Member);
+    let (session, _) = node.attach(1, 1, Role::Engine);
     node.send(session, write(0, filled(4096, 6), 1));
     node.admin(Admin::DeleteReplica { replica: replica(1) }).unwrap();
     assert_eq!(node.closed.last(), Some(&session));

@@ -11,7 +11,7 @@ fn samples() -> Vec<Frame> {
         instance: EngineInstance::from_bytes([5; 16]),
         epoch: Epoch(7),
         node: NodeId(3),
-        role: Role::Target,
+        role: Role::Sealer,
     };
     let info = SealInfo {
         epoch: Epoch(9),

@@ -99,7 +99,8 @@ pub struct Stamper {
 }
 
 impl Stamper {
-    /// Writes to random ones of the first `blocks` blocks of `device`, with a flush now and then.
+    /// Writes to random ones of the first `blocks` blocks of `device`, with a flush now and then;
+    /// `before` is what it must hold already.
     ///
     /// # Errors
     /// If the device cannot be opened.
@@ -107,6 +108,7 @@ impl Stamper {
         let file = open(device)?;
         let stop = Arc::new(AtomicBool::new(false));
         let writes = Arc::new(AtomicU64::new(0));
+        let before = Stamped { blocks: before.blocks, ..Stamped::default() };
         let state = Arc::new(Mutex::new(before));
         let thread = thread::spawn({
             let (stop, writes, state) =

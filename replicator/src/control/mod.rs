@@ -55,7 +55,7 @@ const PING: Duration = Duration::from_secs(5);
 /// Requests at a time on one connection.
 const STREAMS: u32 = 256;
 /// How long requests may take to end when the daemon ends.
-const GRACE: Duration = Duration::from_secs(2);
+const GRACE: Duration = Duration::from_millis(500);
 
 /// Everything the parts of the control plane share.
 pub struct Node {

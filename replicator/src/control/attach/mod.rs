@@ -18,12 +18,16 @@ pub(super) use watch::{follow, members};
 use super::Node;
 use super::convert;
 use client::api;
+use core::time::Duration;
 use device::Device;
-use metadata::{Attachment, State};
+use metadata::{Attachment, Command, Done, State};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tonic::Status;
 use types::{EngineInstance, Epoch, VolumeId};
+
+/// How long a resize waits for the metadata leader.
+const RESIZE: Duration = Duration::from_secs(10);
 
 /// What serves the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,9 +152,7 @@ pub(super) async fn describe(node: &Node, volume: VolumeId) -> Option<api::Attac
 /// Grows the device of `volume` to its committed size (R25); returns that in bytes.
 pub(super) async fn resize(node: &Node, volume: VolumeId) -> Result<u64, Status> {
     let _operation = node.attachments.begin(volume)?;
-    let state = node.meta.state();
-    let size = state.volumes.get(&volume).map(|record| record.size);
-    let size = size.ok_or_else(|| Status::not_found(format!("there is no volume {volume}")))?;
+    let size = committed_size(node, volume).await?;
     let device = match node.attachments.inner().get(&volume) {
         Some(Local { device: Some(device), failed: None, .. }) => device.clone(),
         Some(_) => {
@@ -166,4 +168,15 @@ pub(super) async fn resize(node: &Node, volume: VolumeId) -> Result<u64, Status>
         .map_err(|error| super::status::data_status("resize", &error))?;
     device.resize().await?;
     Ok(size)
+}
+
+/// The committed size. The state of this node may be older than the ExpandVolume that the caller
+/// saw succeed: a command that changes nothing goes through Raft first.
+async fn committed_size(node: &Node, volume: VolumeId) -> Result<u64, Status> {
+    let known = node.meta.state().volumes.get(&volume).map(|record| record.size);
+    let size = known.ok_or_else(|| Status::not_found(format!("there is no volume {volume}")))?;
+    match node.proposer.propose(Command::ExpandBegin { volume, size }, RESIZE).await? {
+        Done::Size { committed, .. } => Ok(committed),
+        other => Err(Status::internal(format!("unexpected outcome {other:?}"))),
+    }
 }

@@ -1,0 +1,294 @@
+//! Three whole daemons in one process, with real Raft, pools (files) and loopback sockets, driven
+//! through their control sockets: the life of a volume, and a failover.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use client::api::{Attachment, CreateVolumeRequest, Volume};
+use client::{Client, Error};
+use replicator::config::{PeerSetting, Settings};
+use replicator::{daemon, data};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+use tonic::Code;
+use types::{ClusterId, PoolId};
+use uuid::Uuid;
+
+const SIZE: u64 = 32 << 20;
+/// Generous: the machine may be busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+struct Node {
+    settings: Settings,
+    socket: PathBuf,
+    running: Option<(Runtime, JoinHandle<()>, watch::Sender<bool>)>,
+}
+
+impl Node {
+    /// A runtime of its own, so that a node can be ended as a killed process ends: all at once.
+    fn start(&mut self) {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (stop, stopped) = watch::channel(false);
+        let config = self.settings.clone().check().unwrap();
+        let task = runtime.spawn(async move {
+            // A former run that was killed may hold its locks and ports for a moment.
+            let begin = Instant::now();
+            while let Err(error) = daemon::serve(config.clone(), stopped.clone()).await {
+                let taken = error.to_string().contains("in use");
+                assert!(taken && begin.elapsed() < PATIENCE, "{error}");
+                sleep(Duration::from_millis(50)).await;
+            }
+        });
+        self.running = Some((runtime, task, stop));
+    }
+
+    /// Nothing is told, flushed or closed.
+    fn kill(&mut self) {
+        let (runtime, ..) = self.running.take().unwrap();
+        runtime.shutdown_background();
+    }
+
+    async fn stop(&mut self) {
+        let (runtime, task, stop) = self.running.take().unwrap();
+        stop.send(true).unwrap();
+        task.await.unwrap();
+        runtime.shutdown_background();
+    }
+
+    fn client(&self) -> Client {
+        let endpoint = format!("unix://{}", self.socket.display());
+        Client::new([endpoint]).unwrap().with_deadline(PATIENCE)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.running.is_some() {
+            self.kill();
+        }
+    }
+}
+
+struct Cluster {
+    nodes: Vec<Node>,
+    _directory: TempDir,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        // Not /tmp: the pool needs direct I/O, which a tmpfs may not have.
+        let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let cluster = Uuid::new_v4().to_string();
+        let listeners: Vec<TcpListener> =
+            (0..6).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let address = |at: usize| listeners[at].local_addr().unwrap().to_string();
+        let peers: Vec<PeerSetting> = (1..=3)
+            .map(|node| PeerSetting { node, control_address: address(node as usize - 1) })
+            .collect();
+        let mut nodes = Vec::new();
+        for node in 1..=3usize {
+            let home = directory.path().join(format!("{node}"));
+            std::fs::create_dir(&home).unwrap();
+            let pool = home.join("pool");
+            std::fs::File::create(&pool).unwrap().set_len(256 << 20).unwrap();
+            let id: ClusterId = cluster.parse().unwrap();
+            data::init_pool(&pool, id, PoolId(Uuid::new_v4()), false).unwrap();
+            let socket = home.join("c.sock");
+            let settings = Settings {
+                node: Some(node as u64),
+                cluster: Some(cluster.clone()),
+                data_dir: Some(home.join("data")),
+                control_address: Some(address(node - 1)),
+                data_address: Some(address(node + 2)),
+                control_socket: Some(socket.clone()),
+                pool: Some(pool),
+                peers: Some(peers.clone()),
+                ..Settings::default()
+            };
+            nodes.push(Node { settings, socket, running: None });
+        }
+        drop(listeners);
+        nodes.iter_mut().for_each(Node::start);
+        let cluster = Self { nodes, _directory: directory };
+        for node in 1..=3 {
+            cluster.ready(node).await;
+        }
+        cluster
+    }
+
+    fn node(&mut self, node: usize) -> &mut Node {
+        &mut self.nodes[node - 1]
+    }
+
+    fn client(&self, node: usize) -> Client {
+        self.nodes[node - 1].client()
+    }
+
+    async fn ready(&self, node: usize) {
+        let client = self.client(node);
+        until("the node is ready", async || {
+            client.get_node().await.is_ok_and(|node| node.ready).then_some(())
+        })
+        .await;
+    }
+}
+
+/// Asks until there is an answer; `what` is for the failure.
+async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn request(name: &str) -> CreateVolumeRequest {
+    CreateVolumeRequest {
+        name: name.to_owned(),
+        size_bytes: SIZE,
+        repl: 2,
+        preferred_nodes: vec![1],
+        ..CreateVolumeRequest::default()
+    }
+}
+
+fn code<T: std::fmt::Debug>(result: Result<T, Error>) -> Code {
+    result.unwrap_err().code()
+}
+
+async fn in_sync(client: &Client, volume: &Volume) -> Volume {
+    until("all replicas are in sync", async || {
+        let volume = client.get_volume(&volume.volume_id).await.ok()?;
+        (!volume.degraded).then_some(volume)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_life_of_a_volume() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client(2);
+
+    let volume = client.create_volume(request("v")).await.unwrap();
+    assert_eq!((volume.size_bytes, volume.replicas.len(), volume.degraded), (SIZE, 2, false));
+    assert!(volume.replicas.iter().any(|replica| replica.node == 1), "the preferred node");
+    let again = cluster.client(3).create_volume(request("v")).await.unwrap();
+    assert_eq!(again.volume_id, volume.volume_id, "idempotent by name, whoever is asked");
+    let other = CreateVolumeRequest { size_bytes: 2 * SIZE, ..request("v") };
+    assert_eq!(code(client.create_volume(other).await), Code::AlreadyExists);
+    let huge = CreateVolumeRequest { size_bytes: 1 << 40, ..request("huge") };
+    assert_eq!(code(client.create_volume(huge).await), Code::ResourceExhausted);
+
+    client.create_volume(request("w")).await.unwrap();
+    let page = client.list_volumes(1, "").await.unwrap();
+    assert_eq!(page.volumes.len(), 1);
+    let rest = client.list_volumes(0, &page.next).await.unwrap();
+    assert_eq!((rest.volumes.len(), rest.next.as_str()), (1, ""));
+    assert_ne!(page.volumes[0].volume_id, rest.volumes[0].volume_id);
+
+    let id = volume.volume_id.as_str();
+    let one = cluster.client(1);
+    let attached = one.attach_volume(id, "nbd").await.unwrap();
+    assert!(!attached.failed && attached.device.is_empty() && attached.epoch == 1);
+    assert!(PathBuf::from(&attached.nbd_socket).exists());
+    let same = one.attach_volume(id, "nbd").await.unwrap();
+    assert_eq!(same.epoch, attached.epoch, "an attachment that works is returned");
+    let refused = client.attach_volume(id, "nbd").await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("node 1"), "{refused}");
+    assert_eq!(code(client.delete_volume(id).await), Code::FailedPrecondition);
+    assert_eq!(code(client.get_attachment(id).await), Code::NotFound);
+
+    let grown = client.expand_volume(id, 2 * SIZE).await.unwrap();
+    assert_eq!(grown.size_bytes, 2 * SIZE);
+    assert_eq!(one.resize_device(id).await.unwrap(), 2 * SIZE);
+    assert_eq!(one.get_attachment(id).await.unwrap().size_bytes, 2 * SIZE);
+    let compared = one.compare_replicas(id).await.unwrap();
+    assert_eq!((compared.replicas, compared.different_blocks), (2, 0));
+
+    one.detach_volume(id).await.unwrap();
+    one.detach_volume(id).await.unwrap();
+    assert!(!PathBuf::from(&attached.nbd_socket).exists());
+    let moved = client.attach_volume(id, "nbd").await.unwrap();
+    assert_eq!(moved.epoch, 2);
+
+    // A clean stop gives the volume back.
+    cluster.node(2).stop().await;
+    let released = until("the stopped node's volume is free", async || {
+        let volume = one.get_volume(id).await.ok()?;
+        (volume.attached_node == 0).then_some(volume)
+    });
+    released.await;
+    one.delete_volume(id).await.unwrap();
+    one.delete_volume(id).await.unwrap();
+    let names: Vec<String> =
+        one.list_volumes(0, "").await.unwrap().volumes.into_iter().map(|v| v.name).collect();
+    assert!(names.contains(&"w".to_owned()));
+    for node in [1, 3] {
+        cluster.node(node).stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_volume_outlives_its_node() {
+    let mut cluster = Cluster::start().await;
+    let volume = cluster.client(1).create_volume(request("v")).await.unwrap();
+    let id = volume.volume_id.clone();
+    let before = cluster.client(1).attach_volume(&id, "nbd").await.unwrap();
+    let survivor = volume.replicas.iter().map(|replica| replica.node).find(|node| *node != 1);
+    let survivor = usize::try_from(survivor.unwrap()).unwrap();
+    let client = cluster.client(survivor);
+
+    let mut events = client.watch_events(0, &id).await.unwrap();
+    cluster.node(1).kill();
+    let killed = Instant::now();
+    let mut seen = Vec::new();
+    while seen.last().map(String::as_str) != Some("sealed") {
+        let event = tokio::time::timeout(PATIENCE, events.message()).await.unwrap().unwrap();
+        seen.push(event.unwrap().kind);
+    }
+    let fenced = killed.elapsed();
+    assert!(seen.contains(&"fenced".to_owned()), "{seen:?}");
+    assert!(fenced > Duration::from_secs(2), "lost after 3 s of silence, not {fenced:?}");
+
+    let after = client.attach_volume(&id, "nbd").await.unwrap();
+    assert!(after.epoch > before.epoch + 1, "fence and attach each take an epoch");
+    let record = client.get_volume(&id).await.unwrap();
+    assert_eq!(record.attached_node, survivor as u64);
+    assert!(record.degraded, "down to one copy it says so");
+
+    // The node comes back: it is up again, its replica is resynced, and it holds nothing.
+    cluster.node(1).start();
+    cluster.ready(1).await;
+    in_sync(&client, &volume).await;
+    let one = cluster.client(1);
+    one.detach_volume(&id).await.unwrap();
+    assert_eq!(code(one.attach_volume(&id, "nbd").await), Code::FailedPrecondition);
+    let compared = client.compare_replicas(&id).await.unwrap();
+    assert_eq!((compared.replicas, compared.different_blocks), (2, 0));
+    let attachment: Attachment = client.get_attachment(&id).await.unwrap();
+    assert!(!attachment.failed);
+}
+
+/// R14: a new run of the daemon attaches again at the next epoch, without any fence.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_restarted_daemon_attaches_again() {
+    let mut cluster = Cluster::start().await;
+    let volume = cluster.client(1).create_volume(request("v")).await.unwrap();
+    let id = volume.volume_id.as_str();
+    let first = cluster.client(1).attach_volume(id, "nbd").await.unwrap();
+    cluster.node(1).kill();
+    cluster.node(1).start();
+    cluster.ready(1).await;
+    assert_eq!(code(cluster.client(1).get_attachment(id).await), Code::NotFound);
+    assert!(!PathBuf::from(&first.nbd_socket).exists(), "what the former run left is removed");
+    let second = cluster.client(1).attach_volume(id, "nbd").await.unwrap();
+    assert!(second.epoch > first.epoch && !second.failed);
+}

@@ -74,7 +74,7 @@ pub fn all() -> Result<()> {
         failures.note(net::remove(namespace));
     }
     for device in failures.note(loop_devices()).unwrap_or_default() {
-        if device.is_lab_pool() {
+        if device.is_lab_pool() || device.is_orphan() {
             failures.note(detach(&device.device));
         }
     }

@@ -54,6 +54,13 @@ impl LoopDevice {
         self.backing.as_ref().is_some_and(|backing| Path::new(backing).starts_with(dir))
     }
 
+    /// Whether its file was served by a replicator whose FUSE mount is gone: the kernel then names
+    /// the file relative to nothing. Every I/O on such a device fails.
+    #[must_use]
+    pub fn is_orphan(&self) -> bool {
+        self.backing.as_deref() == Some("/volume")
+    }
+
     /// Whether it is the pool of a lab, known by the file's name.
     #[must_use]
     pub fn is_lab_pool(&self) -> bool {
@@ -95,6 +102,9 @@ mod tests {
         let devices = parse(json).unwrap();
         assert!(devices[0].is_below(Path::new("/l")) && devices[0].is_lab_pool());
         assert!(!devices[1].is_below(Path::new("/l")) && !devices[1].is_lab_pool());
+        assert!(!devices[1].is_orphan());
+        let orphan = parse(r#"{"loopdevices": [{"name":"/dev/loop2", "back-file":"/volume"}]}"#);
+        assert!(orphan.unwrap()[0].is_orphan());
         assert_eq!(parse("").unwrap(), []);
     }
 }

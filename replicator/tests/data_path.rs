@@ -264,6 +264,9 @@ async fn a_lost_replica_leaves_and_comes_back_by_copying_what_differs() {
     let back = status.members.iter().find(|m| m.replica == bed.nodes[1].replica).unwrap();
     assert!(back.progress.copied >= 1 << 20, "{back:?}");
     assert!(back.progress.copied < SIZE / 2, "only what may differ: {back:?}");
+    drop(client);
+    bed.handle(0).detach_frontends(bed.volume).await.unwrap();
+    assert!(bed.handle(0).stop_engine(bed.volume).await.unwrap(), "clean again after a resync");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -27,8 +27,12 @@ impl Engine {
     }
 
     pub(crate) fn propose_if_needed(&mut self, out: &mut Vec<Output>) {
-        let stopping = matches!(self.phase, Phase::Stopping(_));
-        if !(stopping || matches!(self.phase, Phase::Active)) || self.now < self.propose_after {
+        let may = match &self.phase {
+            Phase::Active => true,
+            Phase::Stopping(stopping) => stopping.is_draining(),
+            _ => false,
+        };
+        if !may || self.now < self.propose_after {
             return;
         }
         if self.mask_of(|m| m.counts() && !m.unfit && !m.broken).is_empty() {
@@ -50,7 +54,7 @@ impl Engine {
             let replicas = leaving.iter().map(|index| self.members[index].spec.replica).collect();
             return self.propose(IsrChange::Shrink(replicas), out);
         }
-        if stopping {
+        if !matches!(self.phase, Phase::Active) {
             return;
         }
         let ready = |m: &&Member| matches!(m.standing, Standing::Joining(Join::Ready)) && m.is_up();

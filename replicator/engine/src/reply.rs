@@ -74,6 +74,10 @@ impl Engine {
             }
             return;
         }
+        if matches!(purpose, Purpose::StopClose) {
+            // The replica ends the session behind this answer.
+            self.drop_link(index, out);
+        }
         match purpose {
             Purpose::Foreground(_) | Purpose::Ping => {}
             Purpose::Seal => {

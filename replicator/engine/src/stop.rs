@@ -29,6 +29,14 @@ pub(crate) struct Stopping {
     clean: bool,
 }
 
+impl Stopping {
+    /// Whether requests are still being finished, for which the ISR may have to shrink (R4). After
+    /// that nothing is acknowledged any more: a member that goes makes the stop unclean, no more.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.step == Step::Draining
+    }
+}
+
 impl Engine {
     pub(crate) fn stop(&mut self, out: &mut Vec<Output>) {
         match self.phase {

@@ -27,8 +27,8 @@ pub use driver::{
 pub use event::{Event, EventKind};
 pub use outcome::{Done, Outcome, Refused};
 pub use state::{
-    Attachment, FsType, Lifecycle, MAX_VOLUME, Membership, Node, NodeStatus, ParseWordError,
-    PoolClass, Replica, ReplicaState, State, Volume,
+    Attachment, FsType, Lifecycle, Membership, Node, NodeStatus, ParseWordError, PoolClass,
+    Replica, ReplicaState, State, Volume,
 };
 pub use storage::{
     AppliedStore, HardState, LogBatch, LogContents, LogEntry, LogSnapshot, LogStore, StoreError,

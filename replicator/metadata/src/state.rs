@@ -9,9 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 use types::{BootId, EngineInstance, Epoch, Incarnation, IsrVersion, NodeId, ReplicaId, VolumeId};
 
-/// Largest volume, in bytes.
-pub const MAX_VOLUME: u64 = 16 << 40;
-
 /// Events kept in the state; older ones are forgotten.
 pub(crate) const EVENTS_KEPT: usize = 512;
 

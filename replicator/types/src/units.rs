@@ -14,8 +14,9 @@ pub const HASH_BLOCK: u64 = 64 << 10;
 /// Longest payload of one read or write anywhere (front-end, engine, wire, store), in bytes.
 pub const MAX_IO: u64 = 1 << 20;
 
-/// Largest volume, in bytes: a bound that every decoder enforces before it allocates.
-pub const MAX_VOLUME: u64 = 64 << 40;
+/// Largest volume, in bytes (what ext4 can be with its default blocks): a bound that every decoder
+/// enforces before it allocates.
+pub const MAX_VOLUME: u64 = 16 << 40;
 
 /// What a reply of a replica grants its engine (R8), counted by the replica from its reply.
 pub const LEASE: Duration = Duration::from_millis(3000);

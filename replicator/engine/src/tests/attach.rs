@@ -61,6 +61,21 @@ fn after_a_clean_stop_all_stay_and_nothing_is_compared() {
     assert_eq!((world.result(flush), world.replicas[0].flushes), (Some(Ok(())), 1), "skipped");
 }
 
+/// Each replica ends its session behind its answer to the close; the other one may still be at it.
+#[test]
+fn a_member_that_closed_first_is_not_lost() {
+    for writes in 0..20 {
+        let (mut world, slot) = World::active(2);
+        for block in 0..writes {
+            world.write(slot, block, 1, false);
+        }
+        world.run(ms(20));
+        world.tell(slot, Input::Stop);
+        world.run(ms(200));
+        assert_eq!((world.slots[slot].stopped, world.isr()), (Some(true), vec![0, 1]), "{writes}");
+    }
+}
+
 #[test]
 fn a_stop_that_loses_a_member_ends_unclean_or_without_it() {
     let (mut world, slot) = World::active(2);

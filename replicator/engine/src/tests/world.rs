@@ -471,6 +471,11 @@ impl World {
                 }
                 let close = matches!(request, Request::Close { .. });
                 self.answer(replica, key, seq, reply, !close);
+                if close {
+                    // The replica ends the session behind its answer.
+                    let due = self.ordered(key, false);
+                    self.post(due, Event::Broken { key });
+                }
                 self.check_seals(replica);
             }
             Event::CheckSeals { replica } => self.check_seals(replica),

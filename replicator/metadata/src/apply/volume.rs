@@ -6,10 +6,10 @@ use crate::event::EventKind;
 use crate::outcome::{Done, Outcome, Refused};
 use crate::placement;
 use crate::state::{
-    Attachment, FsType, Lifecycle, MAX_VOLUME, PoolClass, Replica, ReplicaState, State, Volume,
+    Attachment, FsType, Lifecycle, PoolClass, Replica, ReplicaState, State, Volume,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use types::{Epoch, IsrVersion, REGION, ReplicaId, VolumeId};
+use types::{Epoch, IsrVersion, MAX_VOLUME, REGION, ReplicaId, VolumeId};
 
 /// Parameters of a wanted volume.
 pub(super) struct Wanted<'a> {

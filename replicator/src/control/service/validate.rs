@@ -5,9 +5,9 @@ use crate::control::attach::Frontend;
 use crate::control::status::invalid;
 use client::api::CreateVolumeRequest;
 use core::net::SocketAddr;
-use metadata::{FsType, MAX_VOLUME, PoolClass};
+use metadata::{FsType, PoolClass};
 use tonic::Status;
-use types::{NodeId, REGION, VolumeId};
+use types::{MAX_VOLUME, NodeId, REGION, VolumeId};
 
 #[cfg(test)]
 mod tests;

@@ -196,7 +196,7 @@ impl ControlService {
         let capacity = placement::capacity(&state, class, repl, node);
         Ok(api::GetCapacityResponse {
             available_bytes: capacity.available,
-            maximum_volume_bytes: capacity.maximum_volume.min(metadata::MAX_VOLUME),
+            maximum_volume_bytes: capacity.maximum_volume.min(types::MAX_VOLUME),
         })
     }
 

@@ -96,7 +96,8 @@ pub async fn serve(config: Config, stopped: watch::Receiver<bool>) -> Result<(),
         .map_err(|error| host("remove what a former process left")(io::Error::other(error)))?;
     let tcp = control::listen_tcp(config.control_address)?;
     let unix = control::listen_unix(&config.control_socket).await?;
-    let listener = std::net::TcpListener::bind(config.data_address)
+    let listener = data::listen(config.data_address)
+        .await
         .map_err(host(format!("listen on data_address {}", config.data_address)))?;
 
     let (send, outbound) = mpsc::channel(OUTBOUND);

@@ -2,7 +2,7 @@
 //! through their control sockets: the life of a volume, and a failover.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use client::api::{Attachment, CreateVolumeRequest, Volume};
+use client::api::{AddNodeRequest, Attachment, CreateVolumeRequest, Volume};
 use client::{Client, Error};
 use replicator::config::{PeerSetting, Settings};
 use replicator::{daemon, data};
@@ -75,49 +75,62 @@ impl Drop for Node {
 
 struct Cluster {
     nodes: Vec<Node>,
-    _directory: TempDir,
+    id: String,
+    /// The initial voters.
+    peers: Vec<PeerSetting>,
+    directory: TempDir,
+}
+
+/// Two free addresses: control and data.
+fn addresses() -> [String; 2] {
+    let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().to_string())
 }
 
 impl Cluster {
     async fn start() -> Self {
         // Not /tmp: the pool needs direct I/O, which a tmpfs may not have.
         let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let cluster = Uuid::new_v4().to_string();
-        let listeners: Vec<TcpListener> =
-            (0..6).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let address = |at: usize| listeners[at].local_addr().unwrap().to_string();
-        let peers: Vec<PeerSetting> = (1..=3)
-            .map(|node| PeerSetting { node, control_address: address(node as usize - 1) })
+        let id = Uuid::new_v4().to_string();
+        let addresses = [(); 3].map(|()| addresses());
+        let peers = addresses
+            .iter()
+            .zip(1..)
+            .map(|([control, _], node)| PeerSetting { node, control_address: control.clone() })
             .collect();
-        let mut nodes = Vec::new();
-        for node in 1..=3usize {
-            let home = directory.path().join(format!("{node}"));
-            std::fs::create_dir(&home).unwrap();
-            let pool = home.join("pool");
-            std::fs::File::create(&pool).unwrap().set_len(256 << 20).unwrap();
-            let id: ClusterId = cluster.parse().unwrap();
-            data::init_pool(&pool, id, PoolId(Uuid::new_v4()), false).unwrap();
-            let socket = home.join("c.sock");
-            let settings = Settings {
-                node: Some(node as u64),
-                cluster: Some(cluster.clone()),
-                data_dir: Some(home.join("data")),
-                control_address: Some(address(node - 1)),
-                data_address: Some(address(node + 2)),
-                control_socket: Some(socket.clone()),
-                pool: Some(pool),
-                peers: Some(peers.clone()),
-                ..Settings::default()
-            };
-            nodes.push(Node { settings, socket, running: None });
+        let mut cluster = Self { nodes: Vec::new(), id, peers, directory };
+        for addresses in addresses {
+            cluster.add(addresses);
         }
-        drop(listeners);
-        nodes.iter_mut().for_each(Node::start);
-        let cluster = Self { nodes, _directory: directory };
+        cluster.nodes.iter_mut().for_each(Node::start);
         for node in 1..=3 {
             cluster.ready(node).await;
         }
         cluster
+    }
+
+    /// One more node, with a new pool; not started.
+    fn add(&mut self, [control, data]: [String; 2]) {
+        let node = self.nodes.len() + 1;
+        let home = self.directory.path().join(format!("{node}"));
+        std::fs::create_dir(&home).unwrap();
+        let pool = home.join("pool");
+        std::fs::File::create(&pool).unwrap().set_len(256 << 20).unwrap();
+        let id: ClusterId = self.id.parse().unwrap();
+        data::init_pool(&pool, id, PoolId(Uuid::new_v4()), false).unwrap();
+        let socket = home.join("c.sock");
+        let settings = Settings {
+            node: Some(node as u64),
+            cluster: Some(self.id.clone()),
+            data_dir: Some(home.join("data")),
+            control_address: Some(control),
+            data_address: Some(data),
+            control_socket: Some(socket.clone()),
+            pool: Some(pool),
+            peers: Some(self.peers.clone()),
+            ..Settings::default()
+        };
+        self.nodes.push(Node { settings, socket, running: None });
     }
 
     fn node(&mut self, node: usize) -> &mut Node {
@@ -291,4 +304,47 @@ async fn a_restarted_daemon_attaches_again() {
     assert!(!PathBuf::from(&first.nbd_socket).exists(), "what the former run left is removed");
     let second = cluster.client(1).attach_volume(id, "nbd").await.unwrap();
     assert!(second.epoch > first.epoch && !second.failed);
+}
+
+/// Learner first, voter once it caught up; it leaves only when it holds nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_node_joins_serves_votes_and_leaves() {
+    let mut cluster = Cluster::start().await;
+    let [control, data] = addresses();
+    cluster.add([control.clone(), data]);
+    cluster.node(4).start();
+    let client = cluster.client(1);
+    let add = AddNodeRequest { node: 4, name: "four".into(), control_address: control };
+    client.add_node(add.clone()).await.unwrap();
+    client.add_node(add).await.unwrap();
+    let role = async || {
+        let nodes = client.get_cluster().await.ok()?.nodes;
+        Some(nodes.into_iter().find(|node| node.node == 4).map(|node| node.raft_role))
+    };
+    until("the new node votes", async || (role().await?.as_deref() == Some("voter")).then_some(()))
+        .await;
+    cluster.ready(4).await;
+
+    let wanted = CreateVolumeRequest { preferred_nodes: vec![4], ..request("v") };
+    let volume = client.create_volume(wanted).await.unwrap();
+    assert!(volume.replicas.iter().any(|replica| replica.node == 4), "its pool is used");
+    let refused = client.remove_node(4).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("1 replicas"), "{refused}");
+
+    client.delete_volume(&volume.volume_id).await.unwrap();
+    until("the node is removed", async || {
+        match client.remove_node(4).await {
+            Ok(()) => Some(()),
+            // Its replica's space is given back a moment after the volume is gone, or it leads.
+            Err(error) => {
+                assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+                None
+            }
+        }
+    })
+    .await;
+    client.remove_node(4).await.unwrap();
+    assert_eq!(role().await, Some(None));
+    client.create_volume(request("w")).await.unwrap();
 }

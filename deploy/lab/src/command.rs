@@ -137,24 +137,28 @@ fn absolute(dir: &Path) -> Result<PathBuf> {
     std::path::absolute(dir).with_context(|| format!("--dir {}", dir.display()))
 }
 
-/// Resolves when the person or the system wants this program to end.
-async fn told_to_end() -> Result<&'static str> {
+/// A future that resolves when the person or the system wants this program to end. The signals are
+/// caught from this call on, not only once the future is polled: what is begun after it is cleaned.
+fn told_to_end() -> Result<impl Future<Output = &'static str>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    Ok(tokio::select! {
-        _ = interrupt.recv() => "SIGINT",
-        _ = terminate.recv() => "SIGTERM",
-        _ = hangup.recv() => "SIGHUP",
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => "SIGINT",
+            _ = terminate.recv() => "SIGTERM",
+            _ = hangup.recv() => "SIGHUP",
+        }
     })
 }
 
 async fn up(plan: &Plan) -> Result<()> {
     // Whose directory it is decides who cleans it: never somebody else's lab.
     let ours = !known(&plan.dir)?;
+    let told_to_end = told_to_end()?;
     let made = tokio::select! {
         made = Lab::up(plan) => made,
-        signal = told_to_end() => Err(anyhow::anyhow!("ended by {}", signal?)),
+        signal = told_to_end => Err(anyhow::anyhow!("ended by {signal}")),
     };
     match made {
         Ok(lab) => {
@@ -170,9 +174,10 @@ async fn demo(place: &Place, out: PathBuf, keep: bool) -> Result<()> {
     let plan = Plan { dir: absolute(&place.dir)?, nodes: 3, pool_bytes: POOL_BYTES };
     let ours = !known(&plan.dir)?;
     let options = Options { plan, out, quiet: false };
+    let told_to_end = told_to_end()?;
     let told = tokio::select! {
         told = story::run(&options) => told,
-        signal = told_to_end() => Err(anyhow::anyhow!("ended by {}", signal?)),
+        signal = told_to_end => Err(anyhow::anyhow!("ended by {signal}")),
     };
     let palette = Palette::detect();
     let verdict = match told {

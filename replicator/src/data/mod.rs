@@ -21,5 +21,5 @@ mod volume;
 
 pub use command::{DataError, DataEvent, EngineSpec};
 pub use handle::{DataHandle, start};
-pub use pool::{DataConfig, PoolError, init_pool};
+pub use pool::{DataConfig, PoolError, init_pool, listen};
 pub use thread::FUSE_FILE;

@@ -3,11 +3,16 @@
 use hostio::HostError;
 use hostio::pool::PoolFile;
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use store::{FormatOptions, OpenError, OpenOptions, PoolDisk};
 use thiserror::Error;
 use types::{BootId, Buf, BufMut, ClusterId, PoolId};
+
+/// How long a killed predecessor's operations may take to leave the kernel before whoever holds
+/// the pool or the port is taken for alive.
+const PREDECESSOR: Duration = Duration::from_secs(3);
 
 /// What the data thread needs.
 #[derive(Debug)]
@@ -20,7 +25,7 @@ pub struct DataConfig {
     pub expected_pool: Option<PoolId>,
     /// Boot of the host (R9).
     pub boot: BootId,
-    /// Where engines of other nodes connect.
+    /// Where engines of other nodes connect (see [`listen`]).
     pub listener: TcpListener,
     /// CPU to run on; `None` leaves it to the kernel.
     pub cpu: Option<usize>,
@@ -83,6 +88,22 @@ fn lock(path: &Path) -> Result<PoolFile, PoolError> {
     PoolFile::open(path).map_err(|source| PoolError::Device { path: path.into(), source })
 }
 
+/// As [`lock`], but waits for what a killed predecessor still had in the kernel: its lock falls
+/// with its last write (R12), a moment after its process is gone.
+fn take_over(path: &Path) -> Result<PoolFile, PoolError> {
+    let deadline = Instant::now() + PREDECESSOR;
+    loop {
+        match lock(path) {
+            Err(PoolError::Device { source: HostError::InUse { .. }, .. })
+                if Instant::now() < deadline =>
+            {
+                std::thread::sleep(PREDECESSOR / 60);
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Makes a pool on the device or file `path`.
 ///
 /// # Errors
@@ -99,9 +120,26 @@ pub fn init_pool(
         .map_err(|source| PoolError::Open { path: path.into(), source })
 }
 
+/// Listens for engines of other nodes. A killed predecessor's socket lives as long as the `accept`
+/// in its ring, a moment longer than its process: that is waited for.
+///
+/// # Errors
+/// EADDRINUSE if somebody alive listens there, or what the kernel says.
+pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let deadline = Instant::now() + PREDECESSOR;
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                tokio::time::sleep(PREDECESSOR / 60).await;
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Opens and recovers the configured pool.
 pub(super) fn open(config: &DataConfig) -> Result<(PoolFile, store::Store), PoolError> {
-    let file = lock(&config.pool)?;
+    let file = take_over(&config.pool)?;
     let options = OpenOptions {
         cluster: config.cluster,
         expected_pool: config.expected_pool,

@@ -238,6 +238,19 @@ async fn writes_reach_both_replicas_and_reads_come_back() {
     assert_eq!(client.read(0, 4096).await.unwrap(), vec![0xa5; 4096]);
 }
 
+/// The last answer of a session must get through on a connection of any age.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_was_idle_for_long_stops_clean() {
+    let mut bed = Bed::new(2).await;
+    let client = bed.attach(0, 1).await;
+    client.write(0, 1, 4096).await.unwrap();
+    // Longer than a connection may be silent before it has said whom it means.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    drop(client);
+    bed.handle(0).detach_frontends(bed.volume).await.unwrap();
+    assert!(bed.handle(0).stop_engine(bed.volume).await.unwrap(), "a clean stop");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_replica_leaves_and_comes_back_by_copying_what_differs() {
     let mut bed = Bed::new(2).await;

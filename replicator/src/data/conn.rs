@@ -40,6 +40,7 @@ pub(super) enum Event {
 /// State of one connection. It is dropped only once nothing of it is in the ring.
 pub(super) struct Conn {
     pub(super) purpose: Purpose,
+    /// Since when it is without a purpose: it began, or it is being drained.
     pub(super) since: Instant,
     owner: u32,
     fd: Fd,
@@ -196,8 +197,10 @@ impl Conn {
         }
     }
 
-    /// Closes once everything queued is sent.
-    pub(super) fn drain(&mut self, ring: &mut Ring) {
+    /// Closes once everything queued is sent. The peer gets as long for taking it as for its first
+    /// word (see `since`).
+    pub(super) fn drain(&mut self, now: Instant, ring: &mut Ring) {
+        self.since = now;
         self.draining = true;
         self.flush(ring);
     }

@@ -111,7 +111,7 @@ impl Thread {
             Some(SessionEnd::Conn(owner)) => {
                 if let Some(Owner::Conn(conn)) = self.owners.get_mut(&owner) {
                     conn.purpose = Purpose::Inbound(None);
-                    conn.drain(&mut self.ring);
+                    conn.drain(self.now, &mut self.ring);
                 }
             }
             Some(SessionEnd::Engine { volume, link }) => {
@@ -265,7 +265,7 @@ impl Thread {
         if let Some(Owner::Conn(conn)) = self.owners.get_mut(&owner) {
             conn.purpose = Purpose::Inbound(None);
             if drain {
-                conn.drain(&mut self.ring);
+                conn.drain(self.now, &mut self.ring);
             } else {
                 conn.close(&mut self.ring);
             }

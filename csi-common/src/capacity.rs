@@ -73,7 +73,7 @@ mod tests {
             (0, 100 * M, 100),
             (0, 100 * M + 5, 100),
             (0, 16 * M, 16),
-            (64 << 40, 0, 64 << 20),
+            (16 << 40, 0, 16 << 20),
         ];
         for &(required_bytes, limit_bytes, mib) in table {
             let range = CapacityRange { required_bytes, limit_bytes };

@@ -91,7 +91,7 @@ mod tests {
             (20 * M + 1, 20 * M + 2, Code::OutOfRange),
             (1, 15 * M, Code::OutOfRange),
             (0, 15 * M, Code::OutOfRange),
-            ((64 << 40) + 1, 0, Code::OutOfRange),
+            ((16 << 40) + 1, 0, Code::OutOfRange),
             (i64::MAX, i64::MAX, Code::OutOfRange),
         ];
         for &(required_bytes, limit_bytes, code) in table {

@@ -4,12 +4,13 @@ use crate::layout::Layout;
 use crate::process::{ProcessId, kill_all};
 use crate::state::State;
 use anyhow::{Context as _, Result, ensure};
+use nix::sched::{CloneFlags, setns};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 /// The replicator.
@@ -198,16 +199,25 @@ pub fn spawn(
         .append(true)
         .open(log)
         .with_context(|| format!("opening {}", log.display()))?;
-    let enter = format!("--net={}", Layout::namespace_path(namespace).display());
-    // Neither setsid nor nsenter forks here: the pid stays the program's.
-    let child = Command::new("setsid")
-        .args(["nsenter", &enter])
+    let path = Layout::namespace_path(namespace);
+    let entered = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+    // setsid does not fork here: the pid stays the program's.
+    let mut command = Command::new("setsid");
+    command
         .arg(program)
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
-        .stderr(output)
-        .spawn()
+        .stderr(output);
+    // By a thread that has entered the namespace: the child is in it from its fork on, so that
+    // whoever clears the namespace at that moment finds it.
+    let spawn = move || -> std::io::Result<Child> {
+        setns(entered, CloneFlags::CLONE_NEWNET)?;
+        command.spawn()
+    };
+    let child = std::thread::spawn(spawn)
+        .join()
+        .map_err(|_| anyhow::anyhow!("the thread that starts programs ended"))?
         .with_context(|| format!("cannot start {}", program.display()))?;
     let pid = i32::try_from(child.id()).context("pid")?;
     ProcessId::of(pid).with_context(|| format!("{} ended at once", program.display()))

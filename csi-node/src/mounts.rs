@@ -13,6 +13,11 @@ use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Instant;
+
+/// How long a device may be claimed by somebody who only tries.
+const CLAIMED: Duration = Duration::from_secs(1);
 
 /// A mount may replay a journal, each I/O of which may take as long as R4 allows.
 const MOUNT_LIMIT: Duration = Duration::from_secs(60);
@@ -158,8 +163,15 @@ pub async fn mount_filesystem(
         let (device, target) = (device.to_owned(), target.to_owned());
         bounded.run("mount", MOUNT_LIMIT, move || {
             let data = Some(options.data.as_str()).filter(|data| !data.is_empty());
-            mount(Some(&device), &target, Some(fs_type.name()), options.flags, data)
-                .map_err(Error::system("mount", &target))
+            let begun = Instant::now();
+            loop {
+                match mount(Some(&device), &target, Some(fs_type.name()), options.flags, data) {
+                    // LOOP_CONFIGURE of another process claims a device for a moment before it sees
+                    // that it is taken (drivers/block/loop.c).
+                    Err(Errno::EBUSY) if begun.elapsed() < CLAIMED => thread::sleep(CLAIMED / 50),
+                    result => return result.map_err(Error::system("mount", &target)),
+                }
+            }
         })
     };
     match attempt(options.clone()).await {

@@ -68,7 +68,12 @@ impl Bed {
             bed.run(bed.nodes.len() - 1);
             let node = &bed.nodes[bed.nodes.len() - 1];
             bed.handle(bed.nodes.len() - 1)
-                .create_replica(volume, node.replica, node.incarnation, SIZE)
+                .admin(store::Admin::CreateReplica {
+                    volume,
+                    replica: node.replica,
+                    incarnation: node.incarnation,
+                    size: SIZE,
+                })
                 .await
                 .unwrap();
         }

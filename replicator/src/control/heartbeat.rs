@@ -1,9 +1,9 @@
 //! This node's sign of life to the leader.
 
 use super::Node;
-use super::liveness::HEARTBEAT;
 use client::api::HeartbeatRequest;
 use core::time::Duration;
+use policy::liveness::HEARTBEAT;
 use std::sync::Arc;
 use tokio::time::MissedTickBehavior;
 

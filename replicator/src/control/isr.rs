@@ -4,8 +4,9 @@ use super::Node;
 use super::status::CommandError;
 use crate::data::DataEvent;
 use core::time::Duration;
-use engine::{IsrAnswer, IsrView};
-use metadata::{Command, Refused, State};
+use engine::IsrAnswer;
+use metadata::{Command, Refused};
+use policy::attachment::decided;
 use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedReceiver;
 use types::{Epoch, VolumeId};
@@ -81,17 +82,5 @@ async fn propose(node: &Node, volume: VolumeId, epoch: Epoch, change: Command) -
             tracing::warn!(node = %node.config.node, %volume, %epoch, %error, "the ISR was not changed yet");
             IsrAnswer::Unavailable
         }
-    }
-}
-
-/// The ISR after a decision. The state is at least as new as the decision; a newer ISR of the same
-/// epoch is as true.
-fn decided(state: &State, volume: VolumeId, epoch: Epoch) -> IsrAnswer {
-    match state.volumes.get(&volume) {
-        Some(record) if record.epoch == epoch => IsrAnswer::View(IsrView {
-            version: record.isr_version,
-            isr: record.isr.iter().copied().collect(),
-        }),
-        _ => IsrAnswer::Superseded,
     }
 }

@@ -1,18 +1,16 @@
 //! What the Raft leader does beside Raft: registers nodes, declares the silent ones lost, fences
 //! their volumes (R6, R7), makes voters of learners.
 //!
-//! Nothing here is remembered across leaderships but what Raft committed: each round looks at the
-//! applied state, behind a read index, and takes the next steps. Every step may be repeated.
+//! What is to be done says [`policy::leader`]; this carries it out.
 
 use super::Node;
-use super::fence::{self, Action, Candidate, fence_instance};
-use super::liveness::Monitor;
 use super::status::CommandError;
 use super::steps::{Ended, Steps};
 use core::time::Duration;
 use futures::stream::{FuturesUnordered, StreamExt};
-use metadata::{Change, Command, NodeInfo, NodeStatus, State};
-use std::collections::BTreeMap;
+use metadata::{Change, Command, NodeInfo, State};
+use policy::fence::{Action, Candidate, fence_instance};
+use policy::leader::{Key, Step};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, timeout};
@@ -27,41 +25,28 @@ const READ: Duration = Duration::from_secs(1);
 /// How long one attempt to seal may take: a replica waits out a lease of 3 s (R3).
 const SEAL: Duration = Duration::from_secs(5);
 
-/// Who spoke to this leader, and when. Volatile: a new leadership starts afresh (R6).
+/// Who spoke to this leader, shared by those who hear it.
 pub struct Roll {
-    inner: Mutex<Inner>,
-    /// Somebody spoke who is not registered as it describes itself.
+    inner: Mutex<policy::leader::Roll>,
+    /// Somebody spoke who had not described itself like that before.
     stranger: Notify,
-}
-
-struct Inner {
-    monitor: Monitor,
-    nodes: BTreeMap<NodeId, (NodeInfo, u64)>,
 }
 
 impl Default for Roll {
     fn default() -> Self {
-        let monitor = Monitor::new(hostio::clock::boottime());
-        Self {
-            inner: Mutex::new(Inner { monitor, nodes: BTreeMap::new() }),
-            stranger: Notify::new(),
-        }
+        let inner = policy::leader::Roll::new(hostio::clock::boottime());
+        Self { inner: Mutex::new(inner), stranger: Notify::new() }
     }
 }
 
 impl Roll {
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, policy::leader::Roll> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A heartbeat: `info` is what the node says of itself, `free` the free bytes of its pool.
     pub fn introduce(&self, info: NodeInfo, free: u64) {
-        let mut inner = self.inner();
-        inner.monitor.heard(info.node, hostio::clock::boottime());
-        let known = inner.nodes.get(&info.node).is_some_and(|(known, _)| *known == info);
-        inner.nodes.insert(info.node, (info, free));
-        drop(inner);
-        if !known {
+        if self.inner().introduce(info, free, hostio::clock::boottime()) {
             self.stranger.notify_one();
         }
     }
@@ -69,52 +54,20 @@ impl Roll {
     /// Free bytes of a node's pool, as it last said; `None` if it did not speak to this leader.
     #[must_use]
     pub fn pool_free(&self, node: NodeId) -> Option<u64> {
-        self.inner().nodes.get(&node).map(|(_, free)| *free)
+        self.inner().pool_free(node)
     }
 
     fn restart(&self) {
-        let mut inner = self.inner();
-        inner.monitor = Monitor::new(hostio::clock::boottime());
-        inner.nodes.clear();
+        *self.inner() = policy::leader::Roll::new(hostio::clock::boottime());
     }
 
-    /// Nodes that spoke since this leadership began and are not in `state` as they say, or lost
-    /// there although they were heard a moment ago.
-    fn unregistered(&self, state: &State) -> Vec<NodeInfo> {
-        let inner = self.inner();
-        let now = hostio::clock::boottime();
-        let fresh =
-            |info: &NodeInfo| inner.monitor.silence(info.node, now) < Duration::from_secs(1);
-        let differs = |info: &NodeInfo| {
-            let up = |node: &metadata::Node| node.status == NodeStatus::Up && node.info() == *info;
-            !state.retired.contains(&info.node) && !state.nodes.get(&info.node).is_some_and(up)
-        };
-        inner
-            .nodes
-            .values()
-            .map(|(info, _)| info)
-            .filter(|info| fresh(info) && differs(info))
-            .cloned()
-            .collect()
-    }
-
-    fn silent(&self, state: &State) -> Vec<NodeId> {
-        let up = state.nodes.values().filter(|node| node.status == NodeStatus::Up);
-        self.inner().monitor.silent(up.map(|node| node.node), hostio::clock::boottime())
+    fn steps(&self, state: &State, here: NodeId) -> Vec<(Key, Step)> {
+        self.inner().steps(state, here, hostio::clock::boottime())
     }
 
     fn is_silent(&self, node: NodeId) -> bool {
-        self.inner().monitor.silence(node, hostio::clock::boottime()) >= super::liveness::LOST_AFTER
+        self.inner().is_silent(node, hostio::clock::boottime())
     }
-}
-
-/// One thing at a time per node and per volume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Key {
-    Register(NodeId),
-    Lost(NodeId),
-    Volume(VolumeId),
-    Membership,
 }
 
 /// Does the leader's duties whenever this node leads, for ever.
@@ -162,77 +115,33 @@ async fn lead(node: &Arc<Node>, term: u64) {
             continue;
         }
         applied.borrow_and_update();
-        for (key, step) in steps_of(node, &node.meta.state()) {
+        for (key, step) in node.roll.steps(&node.meta.state(), node.config.node) {
             let node = Arc::clone(node);
-            steps.begin(key, move || async move { step.take(&node).await });
+            steps.begin(key, move || async move { take(step, &node).await });
         }
     }
 }
 
-/// A step and what it needs.
-enum Step {
-    Register(NodeInfo),
-    Lost(NodeId),
-    Fence { volume: VolumeId, expected_epoch: Epoch, holder: NodeId },
-    Seal { volume: VolumeId, epoch: Epoch, candidates: Vec<Candidate> },
-    Promote(NodeId),
-}
-
-fn steps_of(node: &Node, state: &State) -> Vec<(Key, Step)> {
-    let mut steps = Vec::new();
-    for info in node.roll.unregistered(state) {
-        steps.push((Key::Register(info.node), Step::Register(info)));
-    }
-    for silent in node.roll.silent(state) {
-        if silent != node.config.node {
-            steps.push((Key::Lost(silent), Step::Lost(silent)));
+async fn take(step: Step, node: &Arc<Node>) -> Ended {
+    match step {
+        Step::Register(info) => {
+            // RegisterNode or NodeUp: the state may have moved on since the step was planned.
+            let register = policy::leader::register(&node.meta.state(), info);
+            command(node, register).await
         }
-    }
-    for action in fence::plan(state, node.config.node) {
-        let key = Key::Volume(action.volume());
-        steps.push((
-            key,
-            match action {
-                Action::Fence { volume, expected_epoch, holder } => {
-                    Step::Fence { volume, expected_epoch, holder }
-                }
-                Action::Seal { volume, epoch, candidates } => {
-                    Step::Seal { volume, epoch, candidates }
-                }
-            },
-        ));
-    }
-    if let Some(learner) = promotable(state) {
-        steps.push((Key::Membership, Step::Promote(learner)));
-    }
-    steps
-}
-
-/// A learner that may vote: up, and there is room among the voters.
-fn promotable(state: &State) -> Option<NodeId> {
-    if state.membership.voters.len() >= crate::config::MAX_VOTERS {
-        return None;
-    }
-    let up = |node: &NodeId| state.nodes.get(node).is_some_and(|n| n.status == NodeStatus::Up);
-    state.membership.learners.iter().copied().find(up)
-}
-
-impl Step {
-    async fn take(self, node: &Arc<Node>) -> Ended {
-        match self {
-            Self::Register(info) => register(node, info).await,
-            Self::Lost(lost) => declare_lost(node, lost).await,
-            Self::Fence { volume, expected_epoch, holder } => {
-                tracing::warn!(%volume, epoch = %expected_epoch, node = %holder, "fencing: the holder is lost");
-                command(node, Command::Fence { volume, expected_epoch }).await
-            }
-            Self::Seal { volume, epoch, candidates } => seal(node, volume, epoch, candidates).await,
-            Self::Promote(learner) => {
-                match node.meta.change_membership(Change::PromoteVoter(learner)).await {
-                    Ok(_) => Ended::Done,
-                    // It has not caught up, or another change is under way.
-                    Err(_) => Ended::Again,
-                }
+        Step::Lost(lost) => declare_lost(node, lost).await,
+        Step::Fencing(Action::Fence { volume, expected_epoch, holder }) => {
+            tracing::warn!(%volume, epoch = %expected_epoch, node = %holder, "fencing: the holder is lost");
+            command(node, Command::Fence { volume, expected_epoch }).await
+        }
+        Step::Fencing(Action::Seal { volume, epoch, candidates }) => {
+            seal(node, volume, epoch, candidates).await
+        }
+        Step::Promote(learner) => {
+            match node.meta.change_membership(Change::PromoteVoter(learner)).await {
+                Ok(_) => Ended::Done,
+                // It has not caught up, or another change is under way.
+                Err(_) => Ended::Again,
             }
         }
     }
@@ -248,17 +157,6 @@ async fn command(node: &Node, command: Command) -> Ended {
                 CommandError::Unknown { .. } => Ended::Again,
             }
         }
-    }
-}
-
-/// RegisterNode also brings a lost node up: it carries all that NodeUp does.
-async fn register(node: &Node, info: NodeInfo) -> Ended {
-    let known = node.meta.state().nodes.get(&info.node).is_some_and(|n| n.info() == info);
-    let NodeInfo { node: id, boot, process, .. } = info;
-    if known {
-        command(node, Command::NodeUp { node: id, boot, process }).await
-    } else {
-        command(node, Command::RegisterNode(info)).await
     }
 }
 

@@ -6,11 +6,9 @@
 mod attach;
 mod convert;
 mod events;
-pub mod fence;
 mod heartbeat;
 mod isr;
 mod leader;
-pub mod liveness;
 mod peer;
 mod propose;
 mod reconcile;
@@ -18,8 +16,6 @@ mod server;
 mod service;
 pub mod status;
 mod steps;
-#[cfg(test)]
-mod testing;
 pub mod transport;
 
 pub use attach::Attachments;

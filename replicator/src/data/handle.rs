@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use store::{Admin, PoolStats, ReplicaInfo};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
-use types::{Incarnation, ReplicaId, VolumeId};
+use types::{ReplicaId, VolumeId};
 use wire::{Hello, SealInfo};
 
 /// Sends commands to the data thread; cheap to clone. Every call answers [`DataError::Ended`] once
@@ -57,36 +57,11 @@ impl DataHandle {
         result.await.unwrap_or(Err(DataError::Ended))
     }
 
-    /// Makes an empty replica of `size` bytes. Idempotent.
+    /// Makes, deletes or grows a replica. Idempotent.
     ///
     /// # Errors
     /// [`DataError::Store`].
-    pub async fn create_replica(
-        &self,
-        volume: VolumeId,
-        replica: ReplicaId,
-        incarnation: Incarnation,
-        size: u64,
-    ) -> Result<(), DataError> {
-        let admin = Admin::CreateReplica { volume, replica, incarnation, size };
-        self.ask(|answer| Command::Admin { admin, answer }).await
-    }
-
-    /// Forgets a replica. Idempotent.
-    ///
-    /// # Errors
-    /// [`DataError::Store`].
-    pub async fn delete_replica(&self, replica: ReplicaId) -> Result<(), DataError> {
-        let admin = Admin::DeleteReplica { replica };
-        self.ask(|answer| Command::Admin { admin, answer }).await
-    }
-
-    /// Grows a replica to `size` bytes. Idempotent.
-    ///
-    /// # Errors
-    /// [`DataError::Store`].
-    pub async fn resize_replica(&self, replica: ReplicaId, size: u64) -> Result<(), DataError> {
-        let admin = Admin::ResizeReplica { replica, size };
+    pub async fn admin(&self, admin: Admin) -> Result<(), DataError> {
         self.ask(|answer| Command::Admin { admin, answer }).await
     }
 

@@ -1,17 +1,18 @@
 //! Attaching (R2).
 
 use super::device::Device;
-use super::{Frontend, Local, describe, end, is_ours, members};
+use super::{Frontend, Local, describe, end};
 use crate::control::Node;
 use crate::control::status::{CommandError, data_status};
 use client::api;
 use core::time::Duration;
 use engine::IsrView;
-use metadata::{Command, Done, NodeStatus, Refused, State, Volume};
+use metadata::{Command, Done};
+use policy::attachment::{AfterRefusal, after_refusal, is_ours, members, situation};
 use std::sync::Arc;
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::Status;
-use types::{EngineInstance, Epoch, NodeId, ReplicaId, VolumeId};
+use types::{EngineInstance, Epoch, ReplicaId, VolumeId};
 use uuid::Uuid;
 
 /// How long an attach waits while a lost holder is being fenced.
@@ -119,15 +120,9 @@ async fn begin_epoch(
             Err(CommandError::Refused(refused)) => refused,
             Err(unknown) => return Err(unknown.into()),
         };
-        match &refused {
-            // The holder may have changed since the state was looked at: look again.
-            Refused::Superseded { .. } if Instant::now() < deadline => continue,
-            Refused::NeedsFence { .. }
-            | Refused::NeedsSeal { .. }
-            | Refused::Creating { .. }
-            // This node came back a moment ago: the leader will notice.
-            | Refused::NodeIsLost { .. }
-            | Refused::NotRegistered { .. } => {
+        match after_refusal(&refused) {
+            AfterRefusal::LookAgain if Instant::now() < deadline => continue,
+            AfterRefusal::Wait => {
                 tracing::info!(node = %node.config.node, %volume, reason = %refused, "attach waits");
             }
             _ => return Err(CommandError::Refused(refused).into()),
@@ -147,14 +142,6 @@ async fn begin_epoch(
             return Err(Status::deadline_exceeded(format!("after {waited} s still: {refused}")));
         }
     }
-}
-
-/// All that an attach depends on: the record, whether its holder is lost, whether `here` is up.
-fn situation(state: &State, volume: VolumeId, here: NodeId) -> (Option<&Volume>, bool, bool) {
-    let record = state.volumes.get(&volume);
-    let holder = record.and_then(|record| record.attachment.holder());
-    let up = state.nodes.get(&here).is_some_and(|node| node.status == NodeStatus::Up);
-    (record, holder.is_some_and(|holder| state.is_lost(holder)), up)
 }
 
 /// Seals, reconciles, activates and makes the device.

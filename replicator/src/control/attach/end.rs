@@ -1,10 +1,10 @@
 //! Detaching, of attachments that work and of dead ones.
 
-use super::is_ours;
 use crate::control::Node;
 use crate::control::status::CommandError;
 use core::time::Duration;
 use metadata::{Attachment, Command, Refused};
+use policy::attachment::is_ours;
 use std::sync::Arc;
 use tokio::time::timeout;
 use tonic::Status;

@@ -13,14 +13,14 @@ mod watch;
 pub(super) use begin::attach;
 pub(super) use end::{detach, detach_all};
 pub(super) use stray::remove_strays;
-pub(super) use watch::{follow, members};
+pub(super) use watch::follow;
 
 use super::Node;
 use super::convert;
 use client::api;
 use core::time::Duration;
 use device::Device;
-use metadata::{Attachment, Command, Done, State};
+use metadata::{Command, Done};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tonic::Status;
@@ -112,16 +112,6 @@ impl Attachments {
             _ => false,
         }
     }
-}
-
-/// Whether the record grants `volume` to this engine.
-fn is_ours(state: &State, volume: VolumeId, epoch: Epoch, instance: EngineInstance) -> bool {
-    state.volumes.get(&volume).is_some_and(|record| {
-        record.epoch == epoch
-            && matches!(&record.attachment,
-                Attachment::Attaching { instance: at, .. } | Attachment::Attached { instance: at, .. }
-                if *at == instance)
-    })
 }
 
 /// The attachment of `volume` as the control API shows it; `None` if it is not attached here.

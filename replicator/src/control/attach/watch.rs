@@ -1,37 +1,11 @@
 //! Keeps engines in step with the applied state.
 
-use super::is_ours;
 use crate::control::Node;
 use engine::MemberSpec;
-use metadata::{ReplicaState, State, Volume};
+use policy::attachment::{is_ours, members};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use types::{NodeId, VolumeId};
-
-/// The replicas of a volume as its engine on node `here` needs them.
-pub(in crate::control) fn members(state: &State, volume: &Volume, here: NodeId) -> Vec<MemberSpec> {
-    volume
-        .replicas
-        .values()
-        .filter(|replica| replica.state == ReplicaState::Ready)
-        .filter_map(|replica| {
-            let address = if replica.node == here {
-                None
-            } else {
-                let node = state.nodes.get(&replica.node)?;
-                Some(node.data_address.parse().ok()?)
-            };
-            Some(MemberSpec {
-                replica: replica.replica,
-                incarnation: replica.incarnation,
-                node: replica.node,
-                address,
-                in_isr: volume.isr.contains(&replica.replica),
-                lost: state.is_lost(replica.node),
-            })
-        })
-        .collect()
-}
+use types::VolumeId;
 
 /// Fails the engines of superseded attachments at once, and tells engines of changed members.
 pub(in crate::control) async fn follow(node: Arc<Node>) {

@@ -9,20 +9,20 @@ use types::{
 };
 use uuid::Uuid;
 
-pub(super) const VOLUME: VolumeId = VolumeId(Uuid::from_u128(0x10));
-pub(super) const ENGINE: EngineInstance = EngineInstance(Uuid::from_u128(0x20));
+pub(crate) const VOLUME: VolumeId = VolumeId(Uuid::from_u128(0x10));
+pub(crate) const ENGINE: EngineInstance = EngineInstance(Uuid::from_u128(0x20));
 
 /// The replica of [`VOLUME`] on `node`.
-pub(super) fn replica(node: u64) -> ReplicaId {
+pub(crate) fn replica(node: u64) -> ReplicaId {
     ReplicaId(Uuid::from_u128(0x100 + u128::from(node)))
 }
 
 /// Its incarnation.
-pub(super) fn incarnation(node: u64) -> Incarnation {
+pub(crate) fn incarnation(node: u64) -> Incarnation {
     Incarnation(Uuid::from_u128(0x200 + u128::from(node)))
 }
 
-pub(super) fn info(node: u64) -> NodeInfo {
+pub(crate) fn info(node: u64) -> NodeInfo {
     NodeInfo {
         node: NodeId(node),
         name: format!("n{node}"),
@@ -39,14 +39,14 @@ pub(super) fn info(node: u64) -> NodeInfo {
 }
 
 /// A cluster and its log so far.
-pub(super) struct Cluster {
-    pub(super) state: State,
+pub(crate) struct Cluster {
+    pub(crate) state: State,
     index: u64,
 }
 
 impl Cluster {
     /// Three voters, all up.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut cluster = Self { state: State::default(), index: 1 };
         let voters = (1..=3).map(NodeId).collect();
         let membership = Membership { voters, ..Membership::default() };
@@ -57,17 +57,17 @@ impl Cluster {
         cluster
     }
 
-    pub(super) fn apply(&mut self, command: Command) -> Outcome {
+    pub(crate) fn apply(&mut self, command: Command) -> Outcome {
         self.index += 1;
         self.state.apply(self.index, 1, &command).outcome
     }
 
-    pub(super) fn done(&mut self, command: Command) -> Done {
+    pub(crate) fn done(&mut self, command: Command) -> Done {
         self.apply(command).unwrap()
     }
 
     /// [`VOLUME`] with replicas on `nodes`, not made yet.
-    pub(super) fn create(&mut self, nodes: &[u64]) {
+    pub(crate) fn create(&mut self, nodes: &[u64]) {
         let new = |node: &u64| NewReplica {
             replica: replica(*node),
             incarnation: incarnation(*node),
@@ -85,7 +85,7 @@ impl Cluster {
     }
 
     /// [`VOLUME`] with replicas on `nodes`, ready.
-    pub(super) fn volume(&mut self, nodes: &[u64]) {
+    pub(crate) fn volume(&mut self, nodes: &[u64]) {
         self.create(nodes);
         for node in nodes {
             self.done(Command::ReplicaReady { replica: replica(*node) });
@@ -93,7 +93,7 @@ impl Cluster {
     }
 
     /// Attaches [`VOLUME`] to `node` with all its replicas; returns the epoch.
-    pub(super) fn attach(&mut self, node: u64) -> Epoch {
+    pub(crate) fn attach(&mut self, node: u64) -> Epoch {
         let record = &self.state.volumes[&VOLUME];
         let (expected_epoch, isr_version) = (record.epoch, record.isr_version);
         let isr = record.isr.iter().copied().collect();
@@ -106,7 +106,7 @@ impl Cluster {
         epoch
     }
 
-    pub(super) fn isr_version(&self) -> IsrVersion {
+    pub(crate) fn isr_version(&self) -> IsrVersion {
         self.state.volumes[&VOLUME].isr_version
     }
 }

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::control::testing::{Cluster, VOLUME, incarnation, replica};
+use crate::testing::{Cluster, VOLUME, incarnation, replica};
 use metadata::Command;
 
 const HERE: NodeId = NodeId(2);

@@ -1,0 +1,139 @@
+//! The Raft leader's duties beside Raft: who spoke, and what is to be done next (R6, R7).
+//!
+//! Nothing here is remembered across leaderships but what Raft committed: each round looks at the
+//! applied state, behind a read index, and takes the next steps. Every step may be repeated.
+
+use crate::fence::{self, Action};
+use crate::liveness::{LOST_AFTER, Monitor};
+use core::time::Duration;
+use metadata::{Command, MAX_VOTERS, NodeInfo, NodeStatus, State};
+use std::collections::BTreeMap;
+use types::{Instant, NodeId, VolumeId};
+
+/// A node counts as speaking while its last word is not older than this.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// Who spoke to this leader, and when. Volatile: a new leadership starts afresh (R6).
+#[derive(Debug)]
+pub struct Roll {
+    monitor: Monitor,
+    nodes: BTreeMap<NodeId, (NodeInfo, u64)>,
+}
+
+impl Roll {
+    /// A new leadership.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self { monitor: Monitor::new(now), nodes: BTreeMap::new() }
+    }
+
+    /// A heartbeat: `info` is what the node says of itself, `free` the free bytes of its pool.
+    /// Returns whether it had not said just that before.
+    pub fn introduce(&mut self, info: NodeInfo, free: u64, now: Instant) -> bool {
+        self.monitor.heard(info.node, now);
+        let known = self.nodes.get(&info.node).is_some_and(|(known, _)| *known == info);
+        self.nodes.insert(info.node, (info, free));
+        !known
+    }
+
+    /// Free bytes of a node's pool, as it last said; `None` if it did not speak to this leader.
+    #[must_use]
+    pub fn pool_free(&self, node: NodeId) -> Option<u64> {
+        self.nodes.get(&node).map(|(_, free)| *free)
+    }
+
+    /// Whether `node` has been silent for [`LOST_AFTER`].
+    #[must_use]
+    pub fn is_silent(&self, node: NodeId, now: Instant) -> bool {
+        self.monitor.silence(node, now) >= LOST_AFTER
+    }
+
+    /// Nodes that spoke since this leadership began and are not in `state` as they say, or lost
+    /// there although they were heard a moment ago.
+    fn unregistered(&self, state: &State, now: Instant) -> Vec<NodeInfo> {
+        let fresh = |info: &NodeInfo| self.monitor.silence(info.node, now) < FRESH;
+        let differs = |info: &NodeInfo| {
+            let up = |node: &metadata::Node| node.status == NodeStatus::Up && node.info() == *info;
+            !state.retired.contains(&info.node) && !state.nodes.get(&info.node).is_some_and(up)
+        };
+        self.nodes
+            .values()
+            .map(|(info, _)| info)
+            .filter(|info| fresh(info) && differs(info))
+            .cloned()
+            .collect()
+    }
+
+    fn silent(&mut self, state: &State, now: Instant) -> Vec<NodeId> {
+        let up = state.nodes.values().filter(|node| node.status == NodeStatus::Up);
+        self.monitor.silent(up.map(|node| node.node), now)
+    }
+
+    /// What the leader, node `here`, has to do. To be called several times a second.
+    pub fn steps(&mut self, state: &State, here: NodeId, now: Instant) -> Vec<(Key, Step)> {
+        let mut steps = Vec::new();
+        for info in self.unregistered(state, now) {
+            steps.push((Key::Register(info.node), Step::Register(info)));
+        }
+        for silent in self.silent(state, now) {
+            if silent != here {
+                steps.push((Key::Lost(silent), Step::Lost(silent)));
+            }
+        }
+        for action in fence::plan(state, here) {
+            steps.push((Key::Volume(action.volume()), Step::Fencing(action)));
+        }
+        if let Some(learner) = promotable(state) {
+            steps.push((Key::Membership, Step::Promote(learner)));
+        }
+        steps
+    }
+}
+
+/// One thing at a time per node and per volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// Registration of a node.
+    Register(NodeId),
+    /// The loss of a node.
+    Lost(NodeId),
+    /// The fence of a volume.
+    Volume(VolumeId),
+    /// The Raft membership.
+    Membership,
+}
+
+/// A step and what it needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A node describes itself otherwise than the state: see [`register`].
+    Register(NodeInfo),
+    /// A node has been silent. Before it is declared lost the leader must be confirmed by a read
+    /// index, and the node still silent then (R6).
+    Lost(NodeId),
+    /// A volume of a lost node (R7).
+    Fencing(Action),
+    /// A learner may vote.
+    Promote(NodeId),
+}
+
+/// The command for [`Step::Register`]. RegisterNode also brings a lost node up: it carries all that
+/// NodeUp does.
+#[must_use]
+pub fn register(state: &State, info: NodeInfo) -> Command {
+    if state.nodes.get(&info.node).is_some_and(|n| n.info() == info) {
+        let NodeInfo { node, boot, process, .. } = info;
+        Command::NodeUp { node, boot, process }
+    } else {
+        Command::RegisterNode(info)
+    }
+}
+
+/// A learner that may vote: up, and there is room among the voters.
+fn promotable(state: &State) -> Option<NodeId> {
+    if state.membership.voters.len() >= MAX_VOTERS {
+        return None;
+    }
+    let up = |node: &NodeId| state.nodes.get(node).is_some_and(|n| n.status == NodeStatus::Up);
+    state.membership.learners.iter().copied().find(up)
+}

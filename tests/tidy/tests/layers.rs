@@ -29,6 +29,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("csi-controller", &["types", "client", "proto", "csi-common"]),
     ("lab", &["types", "client", "proto"]),
     ("cli", &["types", "client", "proto", "lab"]),
+    ("kit", &["types", "wire"]),
+    ("crash", &["types", "wire", "store", "kit"]),
     ("e2e", &["types", "client", "proto", "lab", "wire"]),
     ("tidy", &[]),
 ];

@@ -2,35 +2,11 @@
 
 use std::collections::BTreeMap;
 
+pub use kit::Rng;
 use types::{Buf, BufMut};
 
 const BLOCK: usize = 4096;
 const SECTOR: usize = 512;
-
-/// xorshift64*: all the randomness of these tests.
-#[derive(Clone, Debug)]
-pub struct Rng(u64);
-
-impl Rng {
-    pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11
-    }
-
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    pub fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
 
 /// What a write left in the cache for one block; `None` is zeros.
 type Version = (u64, Option<Buf>);

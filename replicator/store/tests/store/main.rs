@@ -1,7 +1,6 @@
 //! The store driven through its public door, on a disk that loses and tears what it may.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod content;
 mod disk;
 mod faults;
 mod io;

@@ -13,9 +13,9 @@ use store::{Admin, Input, SessionId};
 use types::{BufMut, Epoch, Era, Tag, crc32c};
 use wire::{Reply, Request, Role, SealInfo, WireError};
 
-use crate::content::{BLOCK, Block, Content, SECTORS, Value, block_bytes, parse};
 use crate::disk::Rng;
 use crate::node::{DiskOp, MIB, Node, incarnation, replica, volume, write};
+use kit::content::{BLOCK, Block, Content, SECTORS, Value, block_bytes, parse};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Life {
@@ -185,10 +185,7 @@ impl Model {
             }
             (Pending::Flush { last, seal, close }, Reply::Done) => {
                 for (block, last) in volume.blocks.iter_mut().zip(last) {
-                    if let Some(at) = block.later.iter().position(|(id, ..)| *id == last) {
-                        block.flushed = [block.later[at].1; SECTORS];
-                        block.later.drain(..=at);
-                    }
+                    block.flush(last);
                 }
                 if let Some(tag) = seal {
                     volume.sealed_for_sure = tag;
@@ -349,10 +346,7 @@ impl Model {
 
     /// The last acknowledged write of each block.
     fn acked(&self, at: usize) -> Vec<u64> {
-        let last = |block: &Block| {
-            block.later.iter().rev().find(|(.., acked)| *acked).map_or(0, |(id, ..)| *id)
-        };
-        self.volumes[at].blocks.iter().map(last).collect()
+        self.volumes[at].blocks.iter().map(Block::acked).collect()
     }
 
     /// A range of blocks that nothing writes to at present.

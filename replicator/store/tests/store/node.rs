@@ -2,40 +2,16 @@
 
 use std::collections::BTreeMap;
 
+pub use kit::ids::{CLUSTER, POOL, boot, incarnation, instance, replica, volume};
 use store::{
     Admin, Event, Input, IoId, IoResult, OpenError, OpenOptions, Output, SessionId, Store,
 };
-use types::{
-    BootId, Buf, ClusterId, EngineInstance, Epoch, Era, Incarnation, Instant, NodeId, PoolId,
-    ReplicaId, VolumeId, crc32c,
-};
+use types::{Buf, Era, Instant, crc32c};
 use wire::{Hello, Reply, Request, Role, SealInfo, WireError};
 
 use crate::disk::{Rng, SimDisk};
 
-pub const CLUSTER: ClusterId = ClusterId::from_bytes([1; 16]);
-pub const POOL: PoolId = PoolId::from_bytes([2; 16]);
 pub const MIB: u64 = 1 << 20;
-
-pub fn volume(n: u8) -> VolumeId {
-    VolumeId::from_bytes([n; 16])
-}
-
-pub fn replica(n: u8) -> ReplicaId {
-    ReplicaId::from_bytes([n ^ 0x80; 16])
-}
-
-pub fn incarnation(n: u8) -> Incarnation {
-    Incarnation::from_bytes([n ^ 0x40; 16])
-}
-
-pub fn instance(n: u8) -> EngineInstance {
-    EngineInstance::from_bytes([n; 16])
-}
-
-pub fn boot(n: u8) -> BootId {
-    BootId::from_bytes([n; 16])
-}
 
 pub fn format_options() -> store::FormatOptions {
     store::FormatOptions { cluster: CLUSTER, pool: POOL, slot_size: 64 << 10, force: false }
@@ -207,16 +183,7 @@ impl Node {
     }
 
     pub fn hello(n: u8, epoch: u64, role: Role) -> Hello {
-        Hello {
-            cluster: CLUSTER,
-            volume: volume(n),
-            replica: replica(n),
-            incarnation: incarnation(n),
-            epoch: Epoch(epoch),
-            instance: instance(epoch as u8),
-            node: NodeId(1),
-            role,
-        }
+        kit::ids::hello(n, epoch, role)
     }
 
     pub fn session(&mut self, hello: Hello) -> Result<SessionId, WireError> {

@@ -1,0 +1,357 @@
+//! Opens an image and compares it with the model.
+//!
+//! What is checked: the pool opens; replicas that were acknowledged are there and deleted ones are
+//! not; promised epochs, sealed eras and sizes never go back and are none that nobody asked for;
+//! `clean` and `unbroken` tell the truth (R9); every 512-byte sector holds its last flushed value or
+//! a later one of its own place, after the death of the process alone its last acknowledged or a
+//! later one (R23, R28, R29); the region of whatever is found is tagged at least as high as its
+//! write (R17); whatever differs from the content at the last sealed era is in a region with a
+//! higher tag (R19); new writes change nothing beside them (R23).
+//!
+//! What is not: I/O errors, damage (see `rot`), and what the engine does with the answers.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use kit::Rng;
+use kit::content::{BLOCK, Content, SECTOR, SECTORS, block_bytes, read_sector};
+use kit::ids::{CLUSTER, POOL, boot, hello, replica};
+use store::{Input, IoId, IoResult, OpenOptions, Output, SessionId, Store};
+use types::{Buf, Epoch, Era, Instant, LEASE, REGION, Tag, crc32c};
+use wire::{Reply, Request, Role, SealInfo, WireError};
+
+use crate::image::Image;
+use crate::model::{Life, Model, Volume};
+
+/// A volume as it was found.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Its number.
+    pub n: u8,
+    /// What its seal said.
+    pub info: SealInfo,
+    /// What it had promised before.
+    pub sealed: Epoch,
+    /// Its blocks, as far as they were read.
+    pub content: Vec<Content>,
+}
+
+/// What a pool held.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// Its replicas.
+    pub volumes: Vec<Seen>,
+}
+
+/// What happened, and how much to look at.
+#[derive(Clone, Copy, Debug)]
+pub struct How {
+    /// The boot that opens it.
+    pub boot: u8,
+    /// Only the process died.
+    pub killed: bool,
+    /// Read everything, not only where the work went.
+    pub all: bool,
+    /// Write to it afterwards, at places of this seed.
+    pub write: Option<u64>,
+}
+
+macro_rules! ensure {
+    ($condition:expr, $($said:tt)*) => {
+        if !$condition {
+            return Err(format!($($said)*));
+        }
+    };
+}
+
+/// An open store on an image; its disk operations are done at once.
+struct Opened<'i, 'm> {
+    store: Store,
+    image: &'i mut Image<'m>,
+    now: Instant,
+    replies: BTreeMap<(SessionId, u64), Reply>,
+    ended: VecDeque<(IoId, IoResult)>,
+    next: u64,
+    /// Free slots are zeroed only when somebody will write: it takes longer than all the rest.
+    zeroing: bool,
+    postponed: Vec<(IoId, u64, u64)>,
+}
+
+impl Opened<'_, '_> {
+    fn step(&mut self, input: Input) {
+        let mut out = Vec::new();
+        self.store.step(self.now, input, &mut out);
+        for output in out {
+            let done = match output {
+                Output::Reply { session, seq, reply } => {
+                    self.replies.insert((session, seq), reply);
+                    continue;
+                }
+                Output::Read { id, offset, len } => {
+                    (id, IoResult::Read(Ok(self.image.read(offset, len.into()))))
+                }
+                Output::Write { id, offset, data, .. } => {
+                    self.image.write(offset, data.len() as u64, Some(&data));
+                    (id, IoResult::Done(Ok(())))
+                }
+                Output::Zero { id, offset, len } => {
+                    if !self.zeroing {
+                        self.postponed.push((id, offset, len));
+                        continue;
+                    }
+                    self.image.write(offset, len, None);
+                    (id, IoResult::Done(Ok(())))
+                }
+                Output::Sync { id } => (id, IoResult::Done(Ok(()))),
+                _ => continue,
+            };
+            self.ended.push_back(done);
+        }
+    }
+
+    fn finish(&mut self) {
+        while let Some((id, result)) = self.ended.pop_front() {
+            self.step(Input::Io { id, result });
+        }
+    }
+
+    fn send(&mut self, session: SessionId, request: Request) -> u64 {
+        self.next += 1;
+        self.step(Input::Request { session, seq: self.next, request });
+        self.next
+    }
+
+    fn ask(&mut self, session: SessionId, request: Request) -> Result<Reply, String> {
+        let what = match &request {
+            Request::Read { offset, len } => format!("a read of {len} bytes at {offset}"),
+            Request::Write { offset, .. } => format!("a write at {offset}"),
+            other => format!("{other:?}"),
+        };
+        let seq = self.send(session, request);
+        self.finish();
+        match self.replies.remove(&(session, seq)) {
+            None => Err(format!("{what} was not answered")),
+            Some(Reply::Failed(error)) => Err(format!("{what} was refused: {error}")),
+            Some(reply) => Ok(reply),
+        }
+    }
+
+    fn start_zeroing(&mut self) {
+        self.zeroing = true;
+        for (id, offset, len) in std::mem::take(&mut self.postponed) {
+            self.image.write(offset, len, None);
+            self.ended.push_back((id, IoResult::Done(Ok(()))));
+        }
+        self.finish();
+    }
+}
+
+/// Checks an image.
+///
+/// # Errors
+/// What was lost.
+pub fn check(image: &mut Image<'_>, model: &Model, how: How) -> Result<Observed, String> {
+    let options = OpenOptions { cluster: CLUSTER, expected_pool: Some(POOL), boot: boot(how.boot) };
+    let store =
+        store::open(image, &options).map_err(|error| format!("it opens no more: {error}"))?;
+    let mut opened = Opened {
+        store,
+        image,
+        now: Instant(1),
+        replies: BTreeMap::new(),
+        ended: VecDeque::new(),
+        next: 1,
+        zeroing: false,
+        postponed: Vec::new(),
+    };
+    let there = opened.store.replicas();
+    for volume in &model.volumes {
+        let found = there.iter().any(|info| info.replica == replica(volume.n));
+        let n = volume.n;
+        ensure!(found || volume.life != Life::Live, "volume {n} is gone");
+        ensure!(!found || volume.life != Life::Gone, "volume {n} came back");
+    }
+    let mut seals = Vec::new();
+    for info in &there {
+        let Some(volume) = model.volumes.iter().find(|v| replica(v.n) == info.replica) else {
+            return Err(format!("replica {} was never made", info.replica));
+        };
+        let (n, sealed) = (volume.n, info.sealed);
+        ensure!(sealed.0 >= volume.sealed_epoch, "volume {n} forgot its seal: {sealed}");
+        ensure!(sealed.0 <= volume.epoch, "volume {n} promised {sealed}");
+        ensure!(info.failed.is_none(), "volume {n} failed: {:?}", info.failed);
+        let session = SessionId(u64::from(n));
+        let hello = hello(n, volume.epoch + 1, Role::Engine);
+        opened.step(Input::Open { session, hello });
+        let seq = opened.send(session, Request::Seal);
+        seals.push((volume, session, seq, sealed));
+    }
+    opened.finish();
+    opened.now = opened.now.after(LEASE);
+    opened.step(Input::Tick);
+    opened.finish();
+    let mut seen = Vec::new();
+    for (volume, session, seq, sealed) in seals {
+        let n = volume.n;
+        let info = match opened.replies.remove(&(session, seq)) {
+            Some(Reply::Sealed(info)) => info,
+            other => return Err(format!("volume {n} does not seal: {other:?}")),
+        };
+        check_info(volume, &info, how)?;
+        let content = read(&mut opened, volume, session, &info, how)?;
+        check_tags(&mut opened, model, volume, session, &info, &content)?;
+        seen.push(Seen { n, info, sealed, content: content.into_values().collect() });
+    }
+    if let Some(seed) = how.write.filter(|_| how.all) {
+        write(&mut opened, &seen, &mut Rng::new(seed))?;
+    }
+    Ok(Observed { volumes: seen })
+}
+
+fn check_info(volume: &Volume, info: &SealInfo, how: How) -> Result<(), String> {
+    let n = volume.n;
+    ensure!(info.clean || volume.maybe_used, "volume {n} is unclean without a write");
+    ensure!(!info.clean || !volume.surely_used, "volume {n} is clean although it was written");
+    if !how.killed {
+        ensure!(info.unbroken == info.clean, "volume {n} says that its host kept running");
+    }
+    let sealed = info.last_sealed;
+    ensure!(sealed >= volume.sealed_for_sure, "volume {n} forgot a sealed era: {sealed:?}");
+    ensure!(volume.sealed.contains_key(&sealed), "volume {n}: nobody sealed {sealed:?}");
+    let blocks = (info.size / BLOCK) as usize;
+    ensure!(
+        (volume.size..=volume.blocks.len()).contains(&blocks),
+        "volume {n} has {blocks} blocks, not {}",
+        volume.size
+    );
+    Ok(())
+}
+
+fn read(
+    opened: &mut Opened<'_, '_>,
+    volume: &Volume,
+    session: SessionId,
+    info: &SealInfo,
+    how: How,
+) -> Result<BTreeMap<usize, Content>, String> {
+    let count = (info.size / BLOCK) as usize;
+    let ranges = if how.all {
+        (0..count).step_by(256).map(|first| first..(first + 256).min(count)).collect()
+    } else {
+        volume.windows.clone()
+    };
+    let mut found = BTreeMap::new();
+    let n = volume.n;
+    for range in ranges {
+        let data = read_range(opened, session, &range)?;
+        for (bytes, at) in data.as_slice().chunks_exact(BLOCK as usize).zip(range) {
+            let block = &volume.blocks[at];
+            let mut content = [0; SECTORS];
+            for (index, sector) in bytes.chunks_exact(SECTOR).enumerate() {
+                let Some(value) = read_sector(n, at as u64, index, sector) else {
+                    return Err(format!("foreign bytes in volume {n} block {at} sector {index}"));
+                };
+                let fine =
+                    if how.killed { block.keeps(index, value) } else { block.allows(index, value) };
+                ensure!(fine, "volume {n} block {at} sector {index} is {value}, of {block:?}");
+                content[index] = value;
+            }
+            found.insert(at, content);
+        }
+    }
+    Ok(found)
+}
+
+fn read_range(
+    opened: &mut Opened<'_, '_>,
+    session: SessionId,
+    range: &std::ops::Range<usize>,
+) -> Result<Buf, String> {
+    let len = (range.len() as u64 * BLOCK) as u32;
+    match opened.ask(session, Request::Read { offset: range.start as u64 * BLOCK, len })? {
+        Reply::Data { data, crc } if data.len() == len as usize => {
+            ensure!(crc == crc32c(data.as_slice()), "the checksum of a reply is wrong");
+            Ok(data)
+        }
+        other => Err(format!("a read was answered with {other:?}")),
+    }
+}
+
+fn tagged(
+    opened: &mut Opened<'_, '_>,
+    session: SessionId,
+    above: Tag,
+) -> Result<BTreeSet<u32>, String> {
+    match opened.ask(session, Request::Tags { above, first: 0 })? {
+        Reply::Regions { regions, next: None } => Ok(regions.into_iter().collect()),
+        other => Err(format!("tags were answered with {other:?}")),
+    }
+}
+
+fn check_tags(
+    opened: &mut Opened<'_, '_>,
+    model: &Model,
+    volume: &Volume,
+    session: SessionId,
+    info: &SealInfo,
+    content: &BTreeMap<usize, Content>,
+) -> Result<(), String> {
+    let n = volume.n;
+    let region = |block: usize| (block as u64 * BLOCK / REGION) as u32;
+    let sealed = tagged(opened, session, info.last_sealed)?;
+    let then = &volume.sealed[&info.last_sealed];
+    let mut needed: BTreeSet<(Tag, u32)> = BTreeSet::new();
+    for (at, now) in content {
+        let unchanged = then.get(*at).is_none_or(|then| then.is_none_or(|then| then == *now));
+        ensure!(
+            unchanged || sealed.contains(&region(*at)),
+            "volume {n} block {at} changed without a tag above {:?}",
+            info.last_sealed
+        );
+        needed.extend(now.iter().filter_map(|value| Some((model.tag(*value)?, region(*at)))));
+    }
+    let mut known: BTreeMap<Tag, BTreeSet<u32>> = BTreeMap::new();
+    for (tag, region) in needed {
+        let below = Tag { era: Era(tag.era.0 - 1), ..tag };
+        let regions = match known.entry(tag) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(tagged(opened, session, below)?),
+        };
+        let fine = regions.contains(&region);
+        ensure!(fine, "volume {n} region {region} has data of {tag:?} but a lower tag");
+    }
+    Ok(())
+}
+
+/// Writes a few blocks; what is beside them stays as it was found.
+fn write(opened: &mut Opened<'_, '_>, seen: &[Seen], rng: &mut Rng) -> Result<(), String> {
+    opened.start_zeroing();
+    for Seen { n, content, .. } in seen {
+        let session = SessionId(u64::from(*n));
+        let mut after = content.clone();
+        for _ in 0..3 {
+            let at = rng.index(after.len());
+            let new = [u64::MAX; SECTORS];
+            let data = Buf::copy_of(&block_bytes(*n, at as u64, &new));
+            let (offset, crc) = (at as u64 * BLOCK, crc32c(data.as_slice()));
+            let seq = opened.send(session, Request::Write { offset, data, crc, era: Era(1) });
+            opened.finish();
+            match opened.replies.remove(&(session, seq)) {
+                Some(Reply::Done) => after[at] = new,
+                Some(Reply::Failed(WireError::NoSpace)) => {}
+                other => return Err(format!("a write was answered with {other:?}")),
+            }
+        }
+        for first in (0..after.len()).step_by(256) {
+            let range = first..(first + 256).min(after.len());
+            let data = read_range(opened, session, &range)?;
+            for (bytes, at) in data.as_slice().chunks_exact(BLOCK as usize).zip(range) {
+                ensure!(
+                    bytes == block_bytes(*n, at as u64, &after[at]),
+                    "volume {n} block {at} was changed by a write beside it"
+                );
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! Ids made from small numbers, and the greeting of a session that uses them.
+
+use types::{
+    BootId, ClusterId, EngineInstance, Epoch, Incarnation, NodeId, PoolId, ReplicaId, VolumeId,
+};
+use wire::{Hello, Role};
+
+/// The cluster of all rigs.
+pub const CLUSTER: ClusterId = ClusterId::from_bytes([1; 16]);
+/// The pool of all rigs.
+pub const POOL: PoolId = PoolId::from_bytes([2; 16]);
+
+/// Volume `n`.
+#[must_use]
+pub const fn volume(n: u8) -> VolumeId {
+    VolumeId::from_bytes([n; 16])
+}
+
+/// The replica of volume `n`.
+#[must_use]
+pub const fn replica(n: u8) -> ReplicaId {
+    ReplicaId::from_bytes([n ^ 0x80; 16])
+}
+
+/// The incarnation of that replica.
+#[must_use]
+pub const fn incarnation(n: u8) -> Incarnation {
+    Incarnation::from_bytes([n ^ 0x40; 16])
+}
+
+/// Engine `n`.
+#[must_use]
+pub const fn instance(n: u8) -> EngineInstance {
+    EngineInstance::from_bytes([n; 16])
+}
+
+/// Boot `n` of the host.
+#[must_use]
+pub const fn boot(n: u8) -> BootId {
+    BootId::from_bytes([n; 16])
+}
+
+/// What an engine of `epoch` says first to the replica of volume `n`.
+#[must_use]
+pub const fn hello(n: u8, epoch: u64, role: Role) -> Hello {
+    Hello {
+        cluster: CLUSTER,
+        volume: volume(n),
+        replica: replica(n),
+        incarnation: incarnation(n),
+        epoch: Epoch(epoch),
+        instance: instance(epoch as u8),
+        node: NodeId(1),
+        role,
+    }
+}

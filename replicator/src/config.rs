@@ -7,7 +7,10 @@
 mod tests;
 
 use core::net::{IpAddr, SocketAddr};
+use core::ops::RangeInclusive;
+use core::time::Duration;
 use metadata::PoolClass;
+use policy::leader::REPLACE_AFTER;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,6 +26,10 @@ pub const DATA_PORT: u16 = 7421;
 pub const SOCKET_PATH_MAX: usize = 107;
 /// Most members that a Raft group may start with.
 pub const MAX_VOTERS: usize = 5;
+
+/// Seconds accepted for `replace_after_seconds`. Below, a restart of a daemon would cost a copy of each
+/// volume; a month is as good as never.
+pub const REPLACE_AFTER_RANGE: RangeInclusive<u64> = 5..=2_592_000;
 
 /// Why a configuration is refused.
 #[derive(Debug, Error)]
@@ -103,6 +110,10 @@ pub struct Settings {
     /// [default: medium]
     #[arg(long, value_name = "CLASS")]
     pub priority_io: Option<String>,
+    /// How long a node may be lost before its replicas are replaced on other nodes, 5 to 2592000 (30
+    /// days); the same on every node, since the leader's counts [default: 300]
+    #[arg(long, value_name = "SECONDS")]
+    pub replace_after_seconds: Option<u64>,
     /// What to log: error, warn, info, debug, trace, or per module like info,raft=debug
     /// [default: info]
     #[arg(long, value_name = "FILTER")]
@@ -149,6 +160,8 @@ pub struct Config {
     pub peers: BTreeMap<NodeId, SocketAddr>,
     /// Class of the pool.
     pub priority_io: PoolClass,
+    /// How long a node may be lost before its replicas are replaced (R27).
+    pub replace_after: Duration,
     /// Filter directives for `tracing_subscriber::EnvFilter`.
     pub log: String,
 }
@@ -191,6 +204,7 @@ impl Settings {
             pool: self.pool.or(other.pool),
             peers: self.peers.or(other.peers),
             priority_io: self.priority_io.or(other.priority_io),
+            replace_after_seconds: self.replace_after_seconds.or(other.replace_after_seconds),
             log: self.log.or(other.log),
         }
     }
@@ -228,6 +242,11 @@ impl Settings {
         let priority_io = priority_io
             .parse()
             .map_err(|_| invalid("priority_io", &priority_io, "high, medium, low"))?;
+        let replace_after = self.replace_after_seconds.unwrap_or(REPLACE_AFTER.as_secs());
+        if !REPLACE_AFTER_RANGE.contains(&replace_after) {
+            let accepted = "5 to 2592000 (30 days)";
+            return Err(invalid("replace_after_seconds", replace_after, accepted));
+        }
         let log = self.log.unwrap_or_else(|| "info".to_owned());
         if EnvFilter::try_new(&log).is_err() {
             let accepted = "error, warn, info, debug, trace, or filters like info,raft=debug";
@@ -244,6 +263,7 @@ impl Settings {
             data_address,
             control_socket,
             priority_io,
+            replace_after: Duration::from_secs(replace_after),
             log,
         })
     }

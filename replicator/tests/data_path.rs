@@ -2,11 +2,13 @@
 //! NBD front-end, without Raft: the test plays the control plane.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod common;
+
+use common::nbd::Client;
 use engine::{IsrAnswer, IsrView, MemberSpec};
 use replicator::data::{self, DataConfig, DataEvent, DataHandle, EngineSpec};
-use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -133,7 +135,7 @@ impl Bed {
         handle.activate(self.volume, self.view()).await.unwrap();
         let socket = self.dir.path().join(format!("nbd{at}-{epoch}"));
         handle.attach_nbd(self.volume, UnixListener::bind(&socket).unwrap()).await.unwrap();
-        Client::connect(&socket)
+        Client::connect(&socket, SIZE)
     }
 
     fn view(&self) -> IsrView {
@@ -173,54 +175,6 @@ impl Drop for Bed {
                 self.halt(index);
             }
         }
-    }
-}
-
-/// A client that nobody here wrote (the `nbd` crate), on a blocking socket.
-#[derive(Clone)]
-struct Client(std::sync::Arc<std::sync::Mutex<(UnixStream, nbd::Export)>>);
-
-impl Client {
-    fn connect(socket: &std::path::Path) -> Self {
-        let mut stream = UnixStream::connect(socket).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let export = nbd::client::handshake(&mut stream, b"").unwrap();
-        assert_eq!(export.size, SIZE);
-        Self(std::sync::Arc::new(std::sync::Mutex::new((stream, export))))
-    }
-
-    async fn with<T: Send + 'static>(
-        &self,
-        act: impl FnOnce(&mut nbd::client::NbdClient<&mut UnixStream>) -> T + Send + 'static,
-    ) -> T {
-        let shared = self.0.clone();
-        tokio::task::spawn_blocking(move || {
-            let mut guard = shared.lock().unwrap();
-            let (stream, export) = &mut *guard;
-            let mut client = nbd::client::NbdClient::new(stream, export);
-            act(&mut client)
-        })
-        .await
-        .unwrap()
-    }
-
-    async fn write(&self, offset: u64, byte: u8, len: usize) -> std::io::Result<()> {
-        self.with(move |client| {
-            client.seek(SeekFrom::Start(offset))?;
-            client.write_all(&vec![byte; len])?;
-            client.flush()
-        })
-        .await
-    }
-
-    async fn read(&self, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
-        self.with(move |client| {
-            client.seek(SeekFrom::Start(offset))?;
-            let mut bytes = vec![0; len];
-            client.read_exact(&mut bytes)?;
-            Ok(bytes)
-        })
-        .await
     }
 }
 

@@ -196,7 +196,10 @@ pub fn table(volumes: &[Volume]) -> Table {
             .iter()
             .map(|replica| {
                 let mark = if replica.in_sync { "*" } else { "" };
-                let state = if replica.state == "ready" { "" } else { replica.state.as_str() };
+                let state = match replica.standing.as_str() {
+                    "in sync" => "",
+                    standing => standing,
+                };
                 format!(
                     "{}{mark}{}{state}",
                     replica.node_name,
@@ -231,6 +234,7 @@ pub fn volume_json(volume: &Volume) -> Value {
                 "node_name": replica.node_name,
                 "in_sync": replica.in_sync,
                 "state": replica.state,
+                "standing": replica.standing,
             })
         })
         .collect();

@@ -119,7 +119,8 @@ pub enum Input {
         /// What became of it.
         answer: IsrAnswer,
     },
-    /// The replicas or their nodes' states changed in Raft; `in_isr` is ignored.
+    /// The replicas or their nodes' states changed in Raft: these are all that are ready. `in_isr` is
+    /// ignored.
     Members(Vec<MemberSpec>),
     /// The volume was expanded (R25), in bytes.
     Resize(u64),

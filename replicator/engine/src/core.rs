@@ -5,7 +5,7 @@ use crate::era::EraState;
 use crate::flight::{Flights, Purpose};
 use crate::isr::Proposal;
 use crate::lock::IntervalLock;
-use crate::member::{Link, Member, Standing};
+use crate::member::{Link, MAX_MEMBERS, Member, Standing};
 use crate::pace::Pace;
 use crate::region::{Comparison, RegionJob};
 use crate::stop::Stopping;
@@ -79,7 +79,7 @@ impl Engine {
     /// An engine for an epoch that Raft has granted. Nothing happens before [`Input::Start`].
     #[must_use]
     pub fn new(mut config: EngineConfig) -> Self {
-        config.members.truncate(16);
+        config.members.truncate(MAX_MEMBERS);
         Self {
             members: config.members.iter().cloned().map(Member::new).collect(),
             isr_version: config.isr_version,

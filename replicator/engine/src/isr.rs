@@ -4,7 +4,7 @@
 use crate::api::{IsrAnswer, IsrChange, IsrView, MemberSpec, Output};
 use crate::core::{Engine, Phase};
 use crate::flight::{Foreground, Kind, Mask, Purpose};
-use crate::member::{Join, Link, Member, Standing};
+use crate::member::{Join, Link, MAX_MEMBERS, Member, Standing};
 use core::time::Duration;
 use types::{Instant, IoError};
 
@@ -206,8 +206,18 @@ impl Engine {
         }
     }
 
-    /// Raft's replicas changed: new ones appear, addresses and liveness are refreshed.
+    /// Raft's replicas changed: new ones appear, addresses and liveness are refreshed, and those that
+    /// are not there any more are not resynced any longer. The ISR is left to its own way (R4).
     pub(crate) fn update_members(&mut self, specs: Vec<MemberSpec>, out: &mut Vec<Output>) {
+        for index in 0..self.members.len() {
+            let member = &mut self.members[index];
+            member.removed = specs.iter().all(|spec| spec.replica != member.spec.replica);
+            if member.removed && !member.counts() {
+                self.abandon_resync(index, out);
+                self.drop_link(index, out);
+                self.forget_in_flights(index, out);
+            }
+        }
         for spec in specs {
             let known = self.members.iter().position(|m| m.spec.replica == spec.replica);
             match known {
@@ -219,11 +229,30 @@ impl Engine {
                         self.link_lost(index, out);
                     }
                 }
-                None if self.members.len() < 16 => {
-                    self.members.push(Member::new(MemberSpec { in_isr: false, ..spec }));
+                None => {
+                    let member = Member::new(MemberSpec { in_isr: false, ..spec });
+                    match self.vacant_place() {
+                        Some(place) => self.members[place] = member,
+                        None if self.members.len() < MAX_MEMBERS => self.members.push(member),
+                        None => {}
+                    }
                 }
-                None => {}
             }
         }
+    }
+
+    /// The place of a member that was removed and that no request remembers.
+    fn vacant_place(&self) -> Option<usize> {
+        let remembered = self.flights.iter().fold(Mask::default(), |mask, (_, f)| {
+            let ended = f.acked.0 | f.nospace.0 | f.avoid.0;
+            Mask(mask.0 | f.waiting.0 | f.extra.0 | ended)
+        });
+        let vacant = |index: &usize| {
+            let member = &self.members[*index];
+            let idle = matches!(member.standing, Standing::Away | Standing::Failed);
+            let free = member.removed && idle && member.link_id().is_none();
+            free && !remembered.has(*index)
+        };
+        (0..self.members.len()).find(vacant)
     }
 }

@@ -22,6 +22,9 @@ pub(crate) const STUCK: Duration = Duration::from_millis(6000);
 /// Work of a resync that holds a range for this long is given up: writes may wait for the range.
 pub(crate) const TARGET_STUCK: Duration = Duration::from_millis(1500);
 
+/// Replicas of a volume that an engine can tell apart: the width of [`crate::flight::Mask`].
+pub(crate) const MAX_MEMBERS: usize = 16;
+
 /// How the replica can be reached.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Link {
@@ -86,6 +89,9 @@ pub(crate) struct Member {
     pub(crate) unfit: bool,
     /// Reported a permanent failure (R11, R13).
     pub(crate) broken: bool,
+    /// Raft has no such replica any more: it gets no link once it does not count, and its place may
+    /// be taken (R27).
+    pub(crate) removed: bool,
     pub(crate) progress: Progress,
     /// Resyncs given up since the last one that succeeded.
     pub(crate) resync_failures: u32,
@@ -107,6 +113,7 @@ impl Member {
             failures: 0,
             unfit: false,
             broken: false,
+            removed: false,
             progress: Progress::default(),
             resync_failures: 0,
             resync_after: Instant(0),

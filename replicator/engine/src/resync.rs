@@ -47,7 +47,7 @@ impl Engine {
         for target in 0..self.members.len() {
             let member = &self.members[target];
             let away = matches!(member.standing, Standing::Away) && member.is_up();
-            if away && member.resync_after <= self.now && !member.broken {
+            if away && member.resync_after <= self.now && !member.broken && !member.removed {
                 self.start_resync(target, source, out);
             }
         }

@@ -111,7 +111,7 @@ impl Engine {
     }
 
     fn wants_link(&self, member: &Member) -> bool {
-        if member.broken || member.unfit {
+        if member.broken || member.unfit || (member.removed && !member.counts()) {
             return false;
         }
         match (&self.phase, &member.standing) {

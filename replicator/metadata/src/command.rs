@@ -65,7 +65,7 @@ pub enum Command {
         control_address: String,
     },
     /// Forgets a node; its id is retired for good. Refused while it has replicas, holds a volume or
-    /// is a Raft member.
+    /// is a Raft member. What a lost node was to delete is forgotten with it.
     RemoveNode {
         /// The node.
         node: NodeId,
@@ -124,12 +124,15 @@ pub enum Command {
         /// The replica.
         replica: NewReplica,
     },
-    /// Gives up a replica that is not in the ISR; its node then deletes it.
+    /// Gives up a replica that is not in the ISR; its node then deletes it (R27). The ISR must be the
+    /// one that the proposer saw: one that shrank since may need the replica again.
     RemoveReplica {
         /// The volume.
         volume: VolumeId,
         /// The replica.
         replica: ReplicaId,
+        /// The version that the proposer saw.
+        isr_version: IsrVersion,
     },
     /// Deletes a volume; absent is a success. Refused while a live node holds it.
     DeleteVolume {
@@ -220,7 +223,7 @@ pub enum Command {
         /// Who leaves; at least one member stays.
         remove: Vec<ReplicaId>,
     },
-    /// Adds a replica that is in sync (R5).
+    /// Adds a replica that is in sync (R5), if the volume has fewer of them than it wants.
     GrowIsr {
         /// The volume.
         volume: VolumeId,

@@ -24,6 +24,8 @@ pub enum EventKind {
     IsrShrunk,
     IsrGrown,
     ReplicaFailed,
+    ReplicaAdded,
+    ReplicaRemoved,
 }
 
 impl EventKind {
@@ -47,6 +49,8 @@ impl EventKind {
             Self::IsrShrunk => "isr_shrunk",
             Self::IsrGrown => "isr_grown",
             Self::ReplicaFailed => "replica_failed",
+            Self::ReplicaAdded => "replica_added",
+            Self::ReplicaRemoved => "replica_removed",
         }
     }
 }

@@ -374,6 +374,16 @@ impl State {
             .filter(move |(_, r)| r.node == node)
     }
 
+    /// How many replicas keep `node` from being removed: all, but for a lost node those that it was
+    /// only to delete. They are not in any ISR, and nothing waits for them.
+    #[must_use]
+    pub fn bound_to(&self, node: NodeId) -> usize {
+        let lost = self.is_lost(node);
+        let bound =
+            |(_, replica): &(&Volume, &Replica)| !(lost && replica.state == ReplicaState::Deleting);
+        self.replicas_on(node).filter(bound).count()
+    }
+
     /// Volumes that `node` holds.
     pub fn held_by(&self, node: NodeId) -> impl Iterator<Item = &Volume> {
         self.volumes.values().filter(move |v| v.attachment.holder() == Some(node))

@@ -1,10 +1,11 @@
-//! The Raft leader's duties beside Raft: who spoke, and what is to be done next (R6, R7).
+//! The Raft leader's duties beside Raft: who spoke, and what is to be done next (R6, R7, R27).
 //!
 //! Nothing here is remembered across leaderships but what Raft committed: each round looks at the
 //! applied state, behind a read index, and takes the next steps. Every step may be repeated.
 
 use crate::fence::{self, Action};
 use crate::liveness::{LOST_AFTER, Monitor};
+use crate::replace::{self, Absence};
 use core::time::Duration;
 use metadata::{Command, MAX_VOTERS, NodeInfo, NodeStatus, State};
 use std::collections::BTreeMap;
@@ -12,11 +13,15 @@ use types::{Instant, NodeId, VolumeId};
 
 /// A node counts as speaking while its last word is not older than this.
 const FRESH: Duration = Duration::from_secs(1);
+/// How long a node may be lost before its replicas are replaced, if nothing else is said (R27).
+pub const REPLACE_AFTER: Duration = Duration::from_secs(300);
 
 /// Who spoke to this leader, and when. Volatile: a new leadership starts afresh (R6).
 #[derive(Debug)]
 pub struct Roll {
     monitor: Monitor,
+    absence: Absence,
+    replace_after: Duration,
     nodes: BTreeMap<NodeId, (NodeInfo, u64)>,
 }
 
@@ -24,7 +29,18 @@ impl Roll {
     /// A new leadership.
     #[must_use]
     pub fn new(now: Instant) -> Self {
-        Self { monitor: Monitor::new(now), nodes: BTreeMap::new() }
+        Self {
+            monitor: Monitor::new(now),
+            absence: Absence::new(now),
+            replace_after: REPLACE_AFTER,
+            nodes: BTreeMap::new(),
+        }
+    }
+
+    /// With another time than [`REPLACE_AFTER`].
+    #[must_use]
+    pub fn replacing_after(self, replace_after: Duration) -> Self {
+        Self { replace_after, ..self }
     }
 
     /// A heartbeat: `info` is what the node says of itself, `free` the free bytes of its pool.
@@ -69,6 +85,12 @@ impl Roll {
         self.monitor.silent(up.map(|node| node.node), now)
     }
 
+    /// Which replicas are to be added and given up (R27). To be called several times a second.
+    pub fn replacements(&mut self, state: &State, now: Instant) -> Vec<replace::Action> {
+        self.absence.look(state.nodes.keys().copied().filter(|node| state.is_lost(*node)), now);
+        replace::plan(state, &self.absence.at_least(self.replace_after))
+    }
+
     /// What the leader, node `here`, has to do. To be called several times a second.
     pub fn steps(&mut self, state: &State, here: NodeId, now: Instant) -> Vec<(Key, Step)> {
         let mut steps = Vec::new();
@@ -82,6 +104,13 @@ impl Roll {
         }
         for action in fence::plan(state, here) {
             steps.push((Key::Volume(action.volume()), Step::Fencing(action)));
+        }
+        for action in self.replacements(state, now) {
+            let key = match action {
+                replace::Action::Add { .. } => Key::Add,
+                replace::Action::Remove { volume, .. } => Key::Remove(volume),
+            };
+            steps.push((key, Step::Replace(action)));
         }
         if let Some(learner) = promotable(state) {
             steps.push((Key::Membership, Step::Promote(learner)));
@@ -99,6 +128,11 @@ pub enum Key {
     Lost(NodeId),
     /// The fence of a volume.
     Volume(VolumeId),
+    /// A replica more. Additions wait for each other: each is placed by the room that the one before
+    /// left.
+    Add,
+    /// A replica less.
+    Remove(VolumeId),
     /// The Raft membership.
     Membership,
 }
@@ -113,6 +147,9 @@ pub enum Step {
     Lost(NodeId),
     /// A volume of a lost node (R7).
     Fencing(Action),
+    /// A replica is added or given up (R27). Before it is done the leader must be confirmed by a read
+    /// index, and the step still be among [`Roll::replacements`] (R6).
+    Replace(replace::Action),
     /// A learner may vote.
     Promote(NodeId),
 }

@@ -11,5 +11,6 @@ pub mod fence;
 pub mod leader;
 pub mod liveness;
 pub mod pool;
+pub mod replace;
 #[cfg(test)]
 mod testing;

@@ -1,23 +1,42 @@
 //! What a node's pool must hold according to the applied state.
 //!
-//! Only explicit records lead to a deletion: a replica that the state does not mention may belong
-//! to a state that this node has not applied yet, and is left alone.
+//! A replica with data is deleted only where the record says so (`deleting`): one that the state does
+//! not mention may belong to a state that this node has not applied yet, or to metadata that were
+//! lost, and is left alone. Such an orphan that is empty and was never sealed (made from a state that
+//! was behind) is deleted once the leader has answered that there is no such replica.
 
 #[cfg(test)]
 mod tests;
 
 use metadata::{Lifecycle, ReplicaState, State};
 use store::{Admin, ReplicaInfo};
-use types::{Incarnation, NodeId, ReplicaId, VolumeId};
+use types::{Epoch, Incarnation, NodeId, ReplicaId, VolumeId};
 
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Task {
-    Create { volume: VolumeId, replica: ReplicaId, incarnation: Incarnation, size: u64 },
-    Resize { replica: ReplicaId, size: u64 },
-    Delete { replica: ReplicaId },
-    Fail { replica: ReplicaId, reason: String },
+    Create {
+        volume: VolumeId,
+        replica: ReplicaId,
+        incarnation: Incarnation,
+        size: u64,
+    },
+    Resize {
+        replica: ReplicaId,
+        size: u64,
+    },
+    Delete {
+        replica: ReplicaId,
+    },
+    Fail {
+        replica: ReplicaId,
+        reason: String,
+    },
+    /// Only after [`Task::question`].
+    Forget {
+        replica: ReplicaId,
+    },
 }
 
 impl Task {
@@ -28,7 +47,18 @@ impl Task {
             Self::Create { replica, .. }
             | Self::Resize { replica, .. }
             | Self::Delete { replica }
+            | Self::Forget { replica }
             | Self::Fail { replica, .. } => *replica,
+        }
+    }
+
+    /// What Raft must have refused with `NoReplica` before the pool is asked: ids are never reused and
+    /// a record comes before its replica, so what has no record then will never have one.
+    #[must_use]
+    pub const fn question(&self) -> Option<metadata::Command> {
+        match *self {
+            Self::Forget { replica } => Some(metadata::Command::ReplicaReady { replica }),
+            _ => None,
         }
     }
 
@@ -40,7 +70,9 @@ impl Task {
                 Some(Admin::CreateReplica { volume, replica, incarnation, size })
             }
             Self::Resize { replica, size } => Some(Admin::ResizeReplica { replica, size }),
-            Self::Delete { replica } => Some(Admin::DeleteReplica { replica }),
+            Self::Delete { replica } | Self::Forget { replica } => {
+                Some(Admin::DeleteReplica { replica })
+            }
             Self::Fail { .. } => None,
         }
     }
@@ -53,7 +85,9 @@ impl Task {
         Some(match (done, self) {
             (Ok(()), Self::Create { .. }) => Command::ReplicaReady { replica },
             (Ok(()), Self::Resize { size, .. }) => Command::ReplicaResized { replica, size: *size },
-            (Ok(()), Self::Delete { .. }) => Command::ReplicaDeleted { replica },
+            (Ok(()), Self::Delete { .. } | Self::Forget { .. }) => {
+                Command::ReplicaDeleted { replica }
+            }
             (Ok(()), Self::Fail { reason, .. }) => {
                 Command::ReplicaFailed { replica, reason: reason.clone() }
             }
@@ -96,5 +130,16 @@ pub fn plan(state: &State, here: NodeId, present: &[ReplicaInfo]) -> Vec<Task> {
             (ReplicaState::Failed | ReplicaState::Deleting, _) => None,
         }
     };
-    state.replicas_on(here).filter_map(task).collect()
+    let empty = |found: &&ReplicaInfo| found.allocated == 0 && found.sealed == Epoch(0);
+    let forget = |found: &ReplicaInfo| Task::Forget { replica: found.replica };
+    let recorded = state.replicas_on(here).filter_map(task);
+    recorded.chain(orphans(state, present).filter(empty).map(forget)).collect()
+}
+
+/// Replicas of a pool that the state does not mention.
+pub fn orphans<'a>(
+    state: &'a State,
+    present: &'a [ReplicaInfo],
+) -> impl Iterator<Item = &'a ReplicaInfo> {
+    present.iter().filter(|found| state.replica(found.replica).is_none())
 }

@@ -35,6 +35,7 @@ fn a_whole_file_is_read() {
     assert_eq!(config.control_socket, Path::new("/var/lib/holdfast/control.sock"));
     assert_eq!(config.initial_voters(), [NodeId(1), NodeId(2)]);
     assert_eq!(config.priority_io, PoolClass::High);
+    assert_eq!(config.replace_after.as_secs(), 300, "the default");
 }
 
 #[test]
@@ -85,6 +86,11 @@ fn refusals_name_key_value_and_what_is_accepted() {
             |s| s.priority_io = Some("fast".into()),
             &["priority_io", "\"fast\"", "high, medium, low"],
         ),
+        (
+            |s| s.replace_after_seconds = Some(4),
+            &["replace_after_seconds", "\"4\"", "5 to 2592000"],
+        ),
+        (|s| s.replace_after_seconds = Some(2_592_001), &["replace_after_seconds", "2592001"]),
         (|s| s.log = Some("info,=".into()), &["log", "\"info,=\"", "debug"]),
         (|s| s.peers = Some(vec![peer(0, "10.0.0.1")]), &["peers", "0=10.0.0.1", "from 1 on"]),
         (

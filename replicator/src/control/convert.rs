@@ -1,11 +1,33 @@
 //! The applied state in the words of the control API.
 
 use client::api;
-use metadata::{Attachment, Lifecycle, State, Volume};
+use metadata::{Attachment, Lifecycle, Replica, ReplicaState, State, Volume};
 use types::NodeId;
 
 fn node_name(state: &State, node: NodeId) -> String {
     state.nodes.get(&node).map(|node| node.name.clone()).unwrap_or_default()
+}
+
+/// Fewer copies than wanted would take an acknowledged write now (promise 4). A lost node's copy
+/// leaves the ISR only by the engine's hand, and an unattached volume has no engine.
+fn degraded(state: &State, volume: &Volume) -> bool {
+    let lost = |id| volume.replicas.get(id).is_some_and(|replica| state.is_lost(replica.node));
+    let live = volume.lifecycle == Lifecycle::Live;
+    volume.degraded() || (live && volume.isr.iter().any(lost))
+}
+
+/// How a replica stands, in the words of control.proto.
+fn standing(state: &State, volume: &Volume, replica: &Replica) -> &'static str {
+    let attached = matches!(volume.attachment, Attachment::Attached { .. });
+    match replica.state {
+        ReplicaState::Creating | ReplicaState::Failed | ReplicaState::Deleting => {
+            replica.state.as_str()
+        }
+        ReplicaState::Ready if state.is_lost(replica.node) => "lost",
+        ReplicaState::Ready if volume.isr.contains(&replica.replica) => "in sync",
+        ReplicaState::Ready if attached => "rebuilding",
+        ReplicaState::Ready => "stale",
+    }
 }
 
 /// One volume.
@@ -39,11 +61,12 @@ pub(super) fn volume(state: &State, volume: &Volume) -> api::Volume {
                 incarnation: replica.incarnation.to_string(),
                 in_sync: volume.isr.contains(&replica.replica),
                 state: replica.state.as_str().to_owned(),
+                standing: standing(state, volume, replica).to_owned(),
             })
             .collect(),
         attached_node: attached.unwrap_or_default().0,
         attached_node_name: attached.map(|node| node_name(state, node)).unwrap_or_default(),
-        degraded: volume.degraded(),
+        degraded: degraded(state, volume),
         engine_instance: volume
             .attachment
             .instance()

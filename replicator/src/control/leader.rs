@@ -1,5 +1,5 @@
 //! What the Raft leader does beside Raft: registers nodes, declares the silent ones lost, fences
-//! their volumes (R6, R7), makes voters of learners.
+//! their volumes (R6, R7), replaces their replicas (R27), makes voters of learners.
 //!
 //! What is to be done says [`policy::leader`]; this carries it out.
 
@@ -8,13 +8,15 @@ use super::status::CommandError;
 use super::steps::{Ended, Steps};
 use core::time::Duration;
 use futures::stream::{FuturesUnordered, StreamExt};
-use metadata::{Change, Command, NodeInfo, State};
+use metadata::{Change, Command, NewReplica, NodeInfo, State};
 use policy::fence::{Action, Candidate, fence_instance};
 use policy::leader::{Key, Step};
+use policy::replace;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, timeout};
-use types::{Epoch, NodeId, VolumeId};
+use types::{Epoch, Incarnation, NodeId, ReplicaId, VolumeId};
+use uuid::Uuid;
 
 /// How often the leader looks at its timers.
 const ROUND: Duration = Duration::from_millis(100);
@@ -57,12 +59,17 @@ impl Roll {
         self.inner().pool_free(node)
     }
 
-    fn restart(&self) {
-        *self.inner() = policy::leader::Roll::new(hostio::clock::boottime());
+    fn restart(&self, replace_after: Duration) {
+        let roll = policy::leader::Roll::new(hostio::clock::boottime());
+        *self.inner() = roll.replacing_after(replace_after);
     }
 
     fn steps(&self, state: &State, here: NodeId) -> Vec<(Key, Step)> {
         self.inner().steps(state, here, hostio::clock::boottime())
+    }
+
+    fn replacements(&self, state: &State) -> Vec<replace::Action> {
+        self.inner().replacements(state, hostio::clock::boottime())
     }
 
     fn is_silent(&self, node: NodeId) -> bool {
@@ -80,7 +87,7 @@ pub(super) async fn run(node: Arc<Node>) {
             Err(_) => return,
         };
         tracing::info!(node = %here, term, "this node leads");
-        node.roll.restart();
+        node.roll.restart(node.config.replace_after);
         lead(&node, term).await;
         tracing::info!(node = %here, term, "this node does not lead any more");
     }
@@ -137,6 +144,7 @@ async fn take(step: Step, node: &Arc<Node>) -> Ended {
         Step::Fencing(Action::Seal { volume, epoch, candidates }) => {
             seal(node, volume, epoch, candidates).await
         }
+        Step::Replace(action) => replace_replica(node, action).await,
         Step::Promote(learner) => {
             match node.meta.change_membership(Change::PromoteVoter(learner)).await {
                 Ok(_) => Ended::Done,
@@ -171,6 +179,27 @@ async fn declare_lost(node: &Node, lost: NodeId) -> Ended {
         return Ended::Again;
     }
     command(node, Command::NodeLost { node: lost }).await
+}
+
+/// Adds or gives up a replica, if that is still due in a state that is surely this leader's (R6).
+async fn replace_replica(node: &Node, action: replace::Action) -> Ended {
+    if !is_current(node).await || !node.roll.replacements(&node.meta.state()).contains(&action) {
+        return Ended::Again;
+    }
+    tracing::info!(node = %node.config.node, ?action, "replacing a replica");
+    match action {
+        replace::Action::Add { volume, node: at } => {
+            let replica = NewReplica {
+                replica: ReplicaId(Uuid::new_v4()),
+                incarnation: Incarnation(Uuid::new_v4()),
+                node: at,
+            };
+            command(node, Command::AddReplica { volume, replica }).await
+        }
+        replace::Action::Remove { volume, replica, isr_version } => {
+            command(node, Command::RemoveReplica { volume, replica, isr_version }).await
+        }
+    }
 }
 
 /// Seals one of the candidates, whichever is first, and commits that (R7).

@@ -6,7 +6,9 @@ use super::status::CommandError;
 use super::steps::{Ended, Steps};
 use crate::data::DataError;
 use core::time::Duration;
-use policy::pool::{Task, plan};
+use metadata::Refused;
+use policy::pool::{Task, orphans, plan};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// How long a report may take before it is tried again.
@@ -16,11 +18,18 @@ const REPORT: Duration = Duration::from_secs(5);
 pub(super) async fn run(node: Arc<Node>) {
     let mut applied = node.meta.watch();
     let mut steps = Steps::new();
+    let mut told = BTreeSet::new();
     loop {
         applied.borrow_and_update();
         // The list is older than the state: what it lacks may be under way, and then its step is
         // still running and is not begun twice.
         let Ok(present) = node.data.replicas().await else { return };
+        for orphan in orphans(&node.meta.state(), &present) {
+            if orphan.allocated > 0 && told.insert(orphan.replica) {
+                let (volume, replica, bytes) = (orphan.volume, orphan.replica, orphan.allocated);
+                tracing::warn!(node = %node.config.node, %volume, %replica, bytes, "the pool holds a replica that the metadata do not know; it is left alone");
+            }
+        }
         for task in plan(&node.meta.state(), node.config.node, &present) {
             let node = Arc::clone(&node);
             steps.begin(task.replica(), move || async move { carry_out(&node, task).await });
@@ -33,6 +42,13 @@ pub(super) async fn run(node: Arc<Node>) {
 }
 
 async fn carry_out(node: &Node, task: Task) -> Ended {
+    if let Some(question) = task.question() {
+        match node.proposer.propose(question, REPORT).await {
+            Err(CommandError::Refused(Refused::NoReplica { .. })) => {}
+            Ok(_) | Err(CommandError::Refused(_)) => return Ended::Done,
+            Err(CommandError::Unknown { .. }) => return Ended::Again,
+        }
+    }
     let done = match task.admin() {
         Some(admin) => match node.data.admin(admin).await {
             Ok(()) => Ok(()),

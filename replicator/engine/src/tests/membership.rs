@@ -1,7 +1,8 @@
 //! Scenarios of members that leave and come back (R5, R9, R10, R16, R18, R19, R21).
 
 use super::attach::ms;
-use super::world::{RaftMode, World};
+use super::replica::Replica;
+use super::world::{RaftMode, SIZE, World};
 use crate::Input;
 use types::{BlockOp, Era, IoError};
 
@@ -197,4 +198,46 @@ fn a_comparison_finds_every_difference() {
     world.cut(1, ms(1));
     world.run(ms(100));
     assert_eq!(world.slots[slot].compared.len(), 3, "it is answered in any case");
+}
+
+impl World {
+    /// Raft takes the newest replica for a new one; the ISR stays.
+    fn replace_newest(&mut self, slot: usize) -> usize {
+        let old = self.replicas.len() - 1;
+        let new = self.replicas.len();
+        self.replicas.push(Replica::new(SIZE));
+        self.power_lost.push(None);
+        let keep = (0..=new).filter(|index| *index == 0 || *index > old);
+        let specs = keep.map(|index| self.member(index, 0, &[])).collect();
+        self.tell(slot, Input::Members(specs));
+        new
+    }
+}
+
+/// R27: replacements come and go for as long as the engine lives.
+#[test]
+fn a_removed_replica_is_left_alone_and_its_place_is_taken() {
+    let (mut world, slot) = World::active(2);
+    world.write(slot, 0, 2, false);
+    world.run(ms(20));
+    world.kill(1, false);
+    world.write(slot, 300, 1, false);
+    world.run(ms(3000));
+    assert_eq!(world.isr(), [0]);
+    for _ in 0..40 {
+        // Each is lost in the middle of its resync, or before it is reached.
+        let new = world.replace_newest(slot);
+        world.run(ms(3));
+        world.kill(new, false);
+        world.run(ms(1000));
+        let members = world.slots[slot].engine.status().members;
+        assert!(members.len() <= 3, "{members:?}");
+    }
+    let new = world.replace_newest(slot);
+    world.run(ms(5000));
+    assert_eq!(world.isr(), [0, new]);
+    assert!((0..560).all(|b| world.replicas[new].value(b) == world.replicas[0].value(b)));
+    world.revive(1);
+    world.run(ms(5000));
+    assert!(world.replicas[1].sessions.is_empty(), "nobody asks for what was removed");
 }

@@ -178,18 +178,23 @@ impl World {
 
     // ---- engines -----------------------------------------------------------------------------
 
-    /// BeginAttach commits on `node`, and its engine starts.
-    pub(super) fn attach(&mut self, node: usize, lost: &[usize]) -> usize {
-        self.raft.epoch = self.raft.epoch.next();
-        let slot = self.slots.len();
-        let member = |index: usize| MemberSpec {
+    /// A replica as an engine on `node` is told of it.
+    pub(super) fn member(&self, index: usize, node: usize, lost: &[usize]) -> MemberSpec {
+        MemberSpec {
             replica: replica_id(index),
             incarnation: Incarnation::default(),
             node: NodeId(index as u64),
             address: (index != node).then(|| ([127, 0, 0, 1], index as u16 + 1).into()),
             in_isr: self.raft.isr.contains(&index),
             lost: lost.contains(&index),
-        };
+        }
+    }
+
+    /// BeginAttach commits on `node`, and its engine starts.
+    pub(super) fn attach(&mut self, node: usize, lost: &[usize]) -> usize {
+        self.raft.epoch = self.raft.epoch.next();
+        let slot = self.slots.len();
+        let member = |index: usize| self.member(index, node, lost);
         let config = EngineConfig {
             cluster: ClusterId::default(),
             volume: VolumeId::default(),

@@ -291,6 +291,10 @@ impl Change {
         if entry.size < found.size {
             return Err(not_eligible(found, add, "it is smaller than the volume"));
         }
+        // A replaced replica that came back and its replacement: the first one in is kept (R27).
+        if found.isr.len() >= found.repl as usize {
+            return Err(not_eligible(found, add, "as many replicas are in sync as are wanted"));
+        }
         let found = self.volume(state, volume)?;
         found.isr.insert(add);
         found.isr_version.0 += 1;

@@ -88,8 +88,8 @@ impl Change {
                 self.replica_failed(state, *replica, reason)
             }
             Command::AddReplica { volume, replica } => self.add_replica(state, *volume, replica),
-            Command::RemoveReplica { volume, replica } => {
-                self.remove_replica(state, *volume, *replica)
+            Command::RemoveReplica { volume, replica, isr_version } => {
+                self.remove_replica(state, *volume, *replica, *isr_version)
             }
             Command::DeleteVolume { volume } => self.delete_volume(state, *volume),
             Command::ReplicaDeleted { replica } => self.replica_deleted(state, *replica),

@@ -4,7 +4,7 @@ use super::{Change, Changed, OK};
 use crate::command::NodeInfo;
 use crate::event::EventKind;
 use crate::outcome::{Outcome, Refused};
-use crate::state::{Node, NodeStatus, State};
+use crate::state::{Lifecycle, Node, NodeStatus, State};
 use types::{BootId, EngineInstance, NodeId};
 
 fn check_name(state: &State, node: NodeId, name: &str) -> Result<(), Refused> {
@@ -143,7 +143,7 @@ impl Change {
         if !state.nodes.contains_key(&node) {
             return Err(Refused::NoNode { node });
         }
-        let replicas = state.replicas_on(node).count();
+        let replicas = state.bound_to(node);
         let held = state.held_by(node).count();
         let reason = if state.membership.contains(node) {
             "is still a Raft member".into()
@@ -152,6 +152,7 @@ impl Change {
         } else if held > 0 {
             format!("still holds {held} volumes")
         } else {
+            self.forget_deleting(state, node);
             state.nodes.remove(&node);
             state.retired.insert(node);
             self.changed.insert(Changed::Node(node));
@@ -160,6 +161,20 @@ impl Change {
             return OK;
         };
         Err(Refused::NodeInUse { node, reason })
+    }
+
+    /// What a node that never comes back was to delete.
+    fn forget_deleting(&mut self, state: &mut State, node: NodeId) {
+        let changed = &mut self.changed;
+        state.volumes.retain(|id, volume| {
+            let before = volume.replicas.len();
+            volume.replicas.retain(|_, replica| replica.node != node);
+            if volume.replicas.len() == before {
+                return true;
+            }
+            changed.insert(Changed::Volume(*id));
+            !volume.replicas.is_empty() || volume.lifecycle != Lifecycle::Deleting
+        });
     }
 
     pub(super) fn node_lost(&mut self, state: &mut State, node: NodeId) -> Outcome {

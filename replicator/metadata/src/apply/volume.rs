@@ -258,6 +258,9 @@ impl Change {
                 size,
             },
         );
+        let about = Some((volume, found.epoch));
+        let message = format!("replica {} is to be made and resynced", new.replica);
+        self.event(state, EventKind::ReplicaAdded, about, Some(new.node), message);
         OK
     }
 
@@ -266,17 +269,27 @@ impl Change {
         state: &mut State,
         volume: VolumeId,
         replica: ReplicaId,
+        isr_version: IsrVersion,
     ) -> Outcome {
         let found = find(state, volume)?;
-        if !found.replicas.contains_key(&replica) {
+        let Some(entry) = found.replicas.get(&replica) else { return OK };
+        if entry.state == ReplicaState::Deleting {
             return OK;
         }
         if found.isr.contains(&replica) {
             let reason = "it is in the ISR".into();
             return Err(Refused::NotEligible { volume, replica, reason });
         }
-        if let Some(entry) = self.volume(state, volume)?.replicas.get_mut(&replica) {
+        if found.isr_version != isr_version {
+            return Err(Refused::IsrChanged { volume, current: found.isr_version });
+        }
+        let found = self.volume(state, volume)?;
+        let about = Some((volume, found.epoch));
+        if let Some(entry) = found.replicas.get_mut(&replica) {
             entry.state = ReplicaState::Deleting;
+            let node = entry.node;
+            let message = format!("replica {replica} is given up; its node deletes it");
+            self.event(state, EventKind::ReplicaRemoved, about, Some(node), message);
         }
         OK
     }

@@ -69,12 +69,29 @@ fn growth_is_asked_for_once() {
 fn only_what_the_record_gives_up_is_deleted() {
     let mut cluster = Cluster::new();
     cluster.volume(&[1, 2]);
-    let unknown = ReplicaInfo { replica: replica(9), ..present() };
-    assert_eq!(plan(&cluster.state, HERE, &[present(), unknown]), [], "left alone");
+    let data = ReplicaInfo { replica: replica(9), allocated: 4096, ..present() };
+    let used = ReplicaInfo { replica: replica(9), sealed: Epoch(1), ..present() };
+    assert_eq!(plan(&cluster.state, HERE, &[present(), data, used]), [], "left alone");
+    let empty = ReplicaInfo { replica: replica(9), ..present() };
+    let forget = Task::Forget { replica: replica(9) };
+    assert_eq!(plan(&cluster.state, HERE, &[present(), empty]), [forget], "if the leader agrees");
     cluster.done(Command::DeleteVolume { volume: VOLUME });
     let delete = Task::Delete { replica: replica(1) };
     assert_eq!(plan(&cluster.state, HERE, &[present()]), std::slice::from_ref(&delete));
     assert_eq!(plan(&cluster.state, HERE, &[]), [delete], "the report is still due");
+    cluster.done(Command::ReplicaDeleted { replica: replica(1) });
+    assert_eq!(plan(&cluster.state, HERE, &[]), []);
+}
+
+#[test]
+fn a_replaced_replica_is_deleted_where_it_was() {
+    let mut cluster = Cluster::new();
+    cluster.volume(&[1, 2]);
+    let reason = "EIO".to_owned();
+    cluster.done(Command::ReplicaFailed { replica: replica(1), reason });
+    let isr_version = cluster.isr_version();
+    cluster.done(Command::RemoveReplica { volume: VOLUME, replica: replica(1), isr_version });
+    assert_eq!(plan(&cluster.state, HERE, &[present()]), [Task::Delete { replica: replica(1) }]);
     cluster.done(Command::ReplicaDeleted { replica: replica(1) });
     assert_eq!(plan(&cluster.state, HERE, &[]), []);
 }

@@ -66,7 +66,7 @@ impl ControlService {
         if !state.nodes.contains_key(&id) {
             return Err(Status::not_found(format!("there is no node {id}")));
         }
-        let replicas = state.replicas_on(id).count();
+        let replicas = state.bound_to(id);
         let held = state.held_by(id).count();
         if replicas > 0 || held > 0 {
             return Err(Status::failed_precondition(format!(

@@ -142,6 +142,8 @@ fn shrink_and_grow() {
             ("begin 1; activate a; failed b; grow b", "NotEligible"),
             ("begin 1; activate a; add c; grow c", "NotEligible"),
             ("begin 1; activate a; add c; ready c; grow c", "Isr v3"),
+            ("begin 1; activate ab; add c; ready c; grow c", "NotEligible"),
+            ("begin 1; activate a; add c; ready c; grow b; grow c", "NotEligible"),
             // Too small until it has been extended (R25).
             ("begin 1; activate a; expand 2048; resized a 2048; grow b", "NotEligible"),
             ("begin 1; activate a; expand 2048; resized a 2048; resized b 2048; grow b", "Isr v3"),

@@ -120,3 +120,26 @@ fn the_state_survives_its_encoding() {
     newer[0] = 2;
     assert!(decode::<State>(&newer).is_err());
 }
+
+#[test]
+fn what_a_lost_node_was_to_delete_is_forgotten_with_it() {
+    let lost_for_good = |steps: &[&str]| {
+        let mut story = Story::new();
+        steps.iter().for_each(|step| story.must(step));
+        story.state.membership.voters.remove(&NodeId(2));
+        story.step("remove 2")
+    };
+    let replaced = ["failed b", "remove-replica b"];
+    assert!(matches!(lost_for_good(&replaced), Err(Refused::NodeInUse { .. })), "it is up");
+    assert!(matches!(lost_for_good(&["lost 2"]), Err(Refused::NodeInUse { .. })), "in the ISR");
+    lost_for_good(&["failed b", "remove-replica b", "lost 2"]).unwrap();
+
+    let mut story = Story::new();
+    for step in ["failed b", "remove-replica b", "lost 2", "delete", "deleted a"] {
+        story.must(step);
+    }
+    assert_eq!(story.volume().replicas.len(), 1, "the record waits for the node");
+    story.state.membership.voters.remove(&NodeId(2));
+    story.must("remove 2");
+    assert!(story.state.volumes.is_empty() && story.state.retired.contains(&NodeId(2)));
+}

@@ -191,7 +191,7 @@ impl Story {
                 let replica = new_replica(argument(1).chars().next().unwrap());
                 Command::AddReplica { volume, replica }
             }
-            "remove-replica" => Command::RemoveReplica { volume, replica: replica() },
+            "remove-replica" => Command::RemoveReplica { volume, replica: replica(), isr_version },
             "delete" => Command::DeleteVolume { volume },
             "deleted" => Command::ReplicaDeleted { replica: replica() },
             "expand" => Command::ExpandBegin { volume, size: size(1) },

@@ -1,0 +1,206 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::testing::{Cluster, VOLUME, incarnation, info, replica};
+use metadata::{Command, NewReplica};
+
+/// Milliseconds since boot, for tables.
+fn at(ms: u64) -> Instant {
+    Instant(ms * 1_000_000)
+}
+
+/// A volume of `wanted` copies, replicas on nodes 1 to `wanted`, and one more node without any.
+fn attached(wanted: u64) -> Cluster {
+    let mut cluster = Cluster::new();
+    cluster.done(Command::RegisterNode(info(wanted + 1)));
+    cluster.volume(&(1..=wanted).collect::<Vec<_>>());
+    cluster.attach(1);
+    cluster
+}
+
+impl Cluster {
+    fn shrink(&mut self, node: u64) {
+        let (epoch, isr_version) = (self.state.volumes[&VOLUME].epoch, self.isr_version());
+        let remove = vec![replica(node)];
+        self.done(Command::ShrinkIsr { volume: VOLUME, epoch, isr_version, remove });
+    }
+
+    fn grow(&mut self, node: u64) {
+        let (epoch, isr_version) = (self.state.volumes[&VOLUME].epoch, self.isr_version());
+        self.done(Command::GrowIsr { volume: VOLUME, epoch, isr_version, add: replica(node) });
+    }
+
+    fn lose(&mut self, node: u64) {
+        self.done(Command::NodeLost { node: NodeId(node) });
+    }
+
+    fn failed(&mut self, node: u64) {
+        let reason = "EIO".to_owned();
+        self.done(Command::ReplicaFailed { replica: replica(node), reason });
+    }
+
+    /// What the plan asks for, in words; carried out.
+    fn next(&mut self, gone: &[u64]) -> String {
+        let gone: Vec<NodeId> = gone.iter().copied().map(NodeId).collect();
+        let actions = plan(&self.state, &gone);
+        let Some(action) = actions.first() else { return "nothing".to_owned() };
+        assert_eq!((actions.len(), action.volume()), (1, VOLUME));
+        match *action {
+            Action::Add { volume, node } => {
+                let new =
+                    NewReplica { replica: replica(node.0), incarnation: incarnation(node.0), node };
+                self.done(Command::AddReplica { volume, replica: new });
+                format!("add on {node}")
+            }
+            Action::Remove { volume, replica, isr_version } => {
+                let node = self.state.volumes[&volume].replicas[&replica].node;
+                self.done(Command::RemoveReplica { volume, replica, isr_version });
+                format!("remove from {node}")
+            }
+        }
+    }
+
+    fn ready(&mut self, node: u64) {
+        self.done(Command::ReplicaReady { replica: replica(node) });
+    }
+}
+
+#[test]
+fn a_lost_copy_is_replaced_after_the_time_and_given_up_only_when_the_new_one_is_in_sync() {
+    let mut cluster = attached(2);
+    assert_eq!(cluster.next(&[]), "nothing");
+    cluster.lose(2);
+    assert_eq!(cluster.next(&[]), "nothing", "its time is not over");
+    cluster.shrink(2);
+    assert_eq!(cluster.next(&[]), "nothing");
+    assert_eq!(cluster.next(&[2]), "add on 3");
+    assert_eq!(cluster.next(&[2]), "nothing", "being made");
+    cluster.ready(3);
+    assert_eq!(cluster.next(&[2]), "nothing", "being copied: the old one may still come back");
+    cluster.grow(3);
+    assert_eq!(cluster.next(&[2]), "remove from 2");
+    assert_eq!(cluster.next(&[2]), "nothing");
+    assert_eq!(cluster.state.volumes[&VOLUME].replicas[&replica(2)].state, ReplicaState::Deleting);
+}
+
+#[test]
+fn whichever_is_in_sync_first_is_kept() {
+    let mut cluster = attached(2);
+    cluster.lose(2);
+    cluster.shrink(2);
+    assert_eq!(cluster.next(&[2]), "add on 3");
+    cluster.ready(3);
+    cluster.done(Command::RegisterNode(info(2)));
+    assert_eq!(cluster.next(&[]), "nothing", "both are resynced");
+    cluster.grow(2);
+    assert_eq!(cluster.next(&[]), "remove from 3");
+    let (epoch, isr_version) = (cluster.state.volumes[&VOLUME].epoch, cluster.isr_version());
+    let grow = Command::GrowIsr { volume: VOLUME, epoch, isr_version, add: replica(3) };
+    cluster.apply(grow).unwrap_err();
+}
+
+#[test]
+fn a_failed_copy_does_not_wait() {
+    let mut cluster = attached(2);
+    cluster.failed(2);
+    cluster.shrink(2);
+    assert_eq!(cluster.next(&[]), "add on 3");
+    cluster.ready(3);
+    cluster.grow(3);
+    assert_eq!(cluster.next(&[]), "remove from 2");
+}
+
+#[test]
+fn a_replacement_that_is_lost_or_fails_is_replaced_too() {
+    for fail in [Cluster::failed as fn(&mut Cluster, u64), Cluster::lose] {
+        let mut cluster = attached(2);
+        cluster.done(Command::RegisterNode(info(4)));
+        cluster.failed(2);
+        cluster.shrink(2);
+        assert_eq!(cluster.next(&[]), "add on 3");
+        fail(&mut cluster, 3);
+        assert_eq!(cluster.next(&[3]), "add on 4");
+        cluster.ready(4);
+        cluster.grow(4);
+        assert_eq!(cluster.next(&[3]), "remove from 2");
+        assert_eq!(cluster.next(&[3]), "remove from 3");
+        assert_eq!(cluster.next(&[3]), "nothing");
+    }
+}
+
+#[test]
+fn nothing_is_done_where_nothing_good_can_come_of_it() {
+    // Nobody has the volume attached: nobody could copy.
+    let mut cluster = attached(2);
+    let (epoch, instance) = (cluster.state.volumes[&VOLUME].epoch, crate::testing::ENGINE);
+    cluster.done(Command::Detach { volume: VOLUME, epoch, instance, clean: true });
+    cluster.lose(2);
+    assert_eq!(cluster.next(&[2]), "nothing");
+    // It is attached again, and goes on from there.
+    cluster.attach(1);
+    cluster.shrink(2);
+    assert_eq!(cluster.next(&[2]), "add on 3");
+
+    // Its holder is lost: the fence comes first.
+    let mut cluster = attached(2);
+    cluster.lose(1);
+    assert_eq!(cluster.next(&[1]), "nothing");
+
+    // The last copy: there is nothing to copy from.
+    let mut cluster = attached(1);
+    cluster.failed(1);
+    assert_eq!(cluster.next(&[]), "nothing");
+
+    // No node without a copy of it.
+    let mut cluster = attached(3);
+    cluster.lose(4);
+    cluster.failed(3);
+    cluster.shrink(3);
+    assert_eq!(cluster.next(&[4]), "nothing");
+
+    // It is being deleted.
+    let mut cluster = attached(2);
+    cluster.failed(2);
+    let (epoch, instance) = (cluster.state.volumes[&VOLUME].epoch, crate::testing::ENGINE);
+    cluster.done(Command::Detach { volume: VOLUME, epoch, instance, clean: true });
+    cluster.done(Command::DeleteVolume { volume: VOLUME });
+    assert_eq!(cluster.next(&[]), "nothing");
+}
+
+#[test]
+fn an_isr_member_that_is_lost_does_not_make_up_the_number() {
+    let mut cluster = attached(3);
+    cluster.failed(3);
+    cluster.shrink(3);
+    assert_eq!(cluster.next(&[]), "add on 4");
+    cluster.ready(4);
+    cluster.grow(4);
+    cluster.lose(2);
+    assert_eq!(cluster.next(&[]), "nothing", "three in the ISR, but one of them is lost");
+    cluster.done(Command::RegisterNode(info(2)));
+    assert_eq!(cluster.next(&[]), "remove from 3");
+}
+
+#[test]
+fn absence_counts_what_the_leader_saw() {
+    const NOBODY: [u64; 0] = [];
+    let mut absence = Absence::new(at(0));
+    let time = Duration::from_secs(5);
+    // (time in ms, nodes lost then, nodes that have been lost for 5 s)
+    let look = |absence: &mut Absence, now: u64, lost: &[u64]| {
+        absence.look(lost.iter().copied().map(NodeId), at(now));
+        absence.at_least(time).into_iter().map(|node| node.0).collect::<Vec<_>>()
+    };
+    for now in (0..5000).step_by(100) {
+        assert_eq!(look(&mut absence, now, &[2]), NOBODY, "{now}");
+    }
+    assert_eq!(look(&mut absence, 5000, &[2, 3]), [2]);
+    assert_eq!(look(&mut absence, 5100, &[3]), NOBODY, "heard again");
+    assert_eq!(look(&mut absence, 5200, &[2, 3]), NOBODY, "from the start");
+    // A leader that stood still for an hour heard nobody: that is no hour of absence.
+    assert_eq!(look(&mut absence, 3_605_200, &[2, 3]), NOBODY);
+    for now in (3_605_300..3_609_200).step_by(100) {
+        look(&mut absence, now, &[2, 3]);
+    }
+    assert_eq!(look(&mut absence, 3_609_200, &[2, 3]), [2, 3]);
+}

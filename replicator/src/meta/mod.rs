@@ -9,7 +9,7 @@ mod error;
 mod events;
 mod handle;
 mod thread;
-mod wal;
+pub mod wal;
 
 pub use error::MetaError;
 pub use events::EventStream;

@@ -173,16 +173,19 @@ impl Disk {
             let Some(at) = versions.iter().position(|version| version.write == write) else {
                 continue;
             };
-            let piece = versions[at].piece.clone();
-            self.view[block as usize].clone_from(&piece);
+            let mut version = versions.remove(at);
+            self.view[block as usize].clone_from(&version.piece);
             if durable {
-                self.media[block as usize] = piece;
-                versions.drain(..=at);
+                self.media[block as usize] = version.piece;
+                versions.retain(|version| version.done.is_none());
                 if versions.is_empty() {
                     self.pending.remove(&block);
                 }
             } else {
-                versions[at].done = Some(self.clock);
+                // Those that are done are in the order in which they were done.
+                version.done = Some(self.clock);
+                let done = versions.iter().take_while(|version| version.done.is_some()).count();
+                versions.insert(done, version);
             }
         }
     }

@@ -4,13 +4,16 @@
 //! [`workload`] drives the very state machine that the daemon drives, [`disk`] remembers which of
 //! its writes are durable, [`cut`] chooses which of the others survive, [`image`] makes a disk of
 //! that in microseconds, [`check`] opens it and knows from [`model`] what it may hold, [`run`] is
-//! all of it for one seed. A seed replays everything.
+//! all of it for one seed. [`files`] and [`raft`] do the same to the Raft log and its directory. A
+//! seed replays everything.
 #![forbid(unsafe_code)]
 
 pub mod check;
 pub mod cut;
 pub mod disk;
+pub mod files;
 pub mod image;
 pub mod model;
+pub mod raft;
 pub mod run;
 pub mod workload;

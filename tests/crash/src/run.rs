@@ -261,7 +261,7 @@ pub fn formatted(slot_size: u64) -> Disk {
 pub fn run(seed: u64, plan: Plan) -> Tally {
     let mut rng = Rng::new(seed);
     let slot_size = [64 << 10, 256 << 10, 1 << 20][rng.index(3)];
-    let taste = Taste { no_zero: rng.one_in(5), likes: rng.below(3), haste: 1 + rng.below(6) };
+    let taste = Taste { no_zero: rng.one_in(5), likes: rng.below(4), haste: 1 + rng.below(6) };
     let tally = Tally::default();
     let mut cuts = Cuts { seed, life: 1, plan, rng: rng.fork(), tally };
     let mut media = formatted(slot_size).media;
@@ -281,6 +281,9 @@ pub fn run(seed: u64, plan: Plan) -> Tally {
         let actions = plan.actions / 4 + work.rng.below(plan.actions * 3 / 4);
         for action in 0..actions {
             work.act(&mut |disk, model| cuts.at(disk, model));
+            if let Some(what) = work.stuck() {
+                cuts.tally.losses.push(format!("seed {seed}, life {boot}: {what}"));
+            }
             if !cuts.tally.losses.is_empty() {
                 return cuts.tally;
             }

@@ -40,7 +40,7 @@ enum DiskOp {
 pub struct Taste {
     /// The device cannot zero ranges.
     pub no_zero: bool,
-    /// Prefers eras (1), or neither flushes nor eras (2).
+    /// Prefers eras (1), neither flushes nor eras (2), or what fills the log (3).
     pub likes: u64,
     /// Completes this many operations per action at most.
     pub haste: u64,
@@ -179,7 +179,7 @@ impl Work {
     }
 
     fn complete(&mut self, at: usize, cut: &mut dyn FnMut(&Disk, &Model)) {
-        let (id, op) = self.in_flight.swap_remove(at);
+        let (id, op) = self.in_flight.remove(at);
         let result = match op {
             DiskOp::Read { offset, len } => IoResult::Read(Ok(self.disk.read(offset, len.into()))),
             DiskOp::Write { write, durable } => {
@@ -278,10 +278,25 @@ impl Work {
         self.choose(cut);
         for _ in 0..self.rng.below(self.taste.haste + 1) {
             if !self.in_flight.is_empty() {
-                let at = self.rng.index(self.in_flight.len());
+                // Some stay behind for long while younger ones overtake them.
+                let all = self.in_flight.len();
+                let of = if self.rng.one_in(3) { all } else { all.min(4) };
+                let at = all - 1 - self.rng.index(of);
                 self.complete(at, cut);
             }
         }
+    }
+
+    /// A request that nothing will ever answer, if there is one.
+    #[must_use]
+    pub fn stuck(&self) -> Option<String> {
+        if !self.in_flight.is_empty() {
+            return None;
+        }
+        // A seal may wait for a lease: time will tell.
+        let waits = self.pending.values().find(|(_, what)| !matches!(what, Pending::Seal));
+        let administered = self.admin.values().next().map(|(n, _)| format!("volume {n} hangs"));
+        waits.map(|(n, what)| format!("volume {n}: {what:?} hangs")).or(administered)
     }
 
     fn choose(&mut self, cut: &mut dyn FnMut(&Disk, &Model)) {
@@ -313,6 +328,7 @@ impl Work {
         let dice = match self.taste.likes {
             1 if (54..62).contains(&dice) => 84,
             2 if (62..92).contains(&dice) => 30,
+            3 if dice < 40 => 80 + dice % 20,
             _ => dice,
         };
         match dice {
@@ -484,8 +500,12 @@ impl Work {
     }
 
     fn close(&mut self, at: usize, cut: &mut dyn FnMut(&Disk, &Model)) {
+        let n = self.model.volumes[at].n;
+        while self.pending.values().any(|(of, _)| *of == n) && !self.in_flight.is_empty() {
+            let at = self.rng.index(self.in_flight.len());
+            self.complete(at, cut);
+        }
         let volume = &mut self.model.volumes[at];
-        let n = volume.n;
         if self.pending.values().any(|(of, _)| *of == n) {
             return;
         }

@@ -10,7 +10,7 @@ use crash::disk::Lie;
 use crash::run::{Plan, Tally, run};
 
 /// Images of the pool in `make test`.
-const IMAGES: u64 = 200_000;
+const IMAGES: u64 = 160_000;
 
 #[test]
 fn nothing_is_lost_whatever_survives_a_cut() {

@@ -30,7 +30,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("lab", &["types", "client", "proto"]),
     ("cli", &["types", "client", "proto", "lab"]),
     ("kit", &["types", "wire"]),
-    ("crash", &["types", "wire", "store", "kit"]),
+    ("crash", &["types", "wire", "store", "metadata", "replicator", "kit"]),
     ("e2e", &["types", "client", "proto", "lab", "wire"]),
     ("tidy", &[]),
 ];

@@ -36,9 +36,18 @@ fn fill(store: &mut SledApplied, state: &mut State, count: u64) {
     }
 }
 
+/// Opens it once threads of sled's that outlive the one before have let go of its lock: a process
+/// that dies takes them with it.
+fn open(dir: &Path, node: u64) -> (SledApplied, Option<State>) {
+    if let Ok(file) = fs::File::open(dir.join(APPLIED).join("db")) {
+        file.lock().unwrap();
+    }
+    SledApplied::open(dir, identity(node))
+}
+
 fn filled(dir: &Path) -> State {
     let mut state = State::default();
-    let (mut store, found) = SledApplied::open(dir, identity(1));
+    let (mut store, found) = open(dir, 1);
     assert_eq!(found, None);
     fill(&mut store, &mut state, 60);
     store.flush();
@@ -50,18 +59,18 @@ fn the_state_is_there_again() {
     let dir = TempDir::new().unwrap();
     let mut state = filled(dir.path());
     assert!(!state.retired.is_empty());
-    let (mut store, found) = SledApplied::open(dir.path(), identity(1));
+    let (mut store, found) = open(dir.path(), 1);
     assert_eq!(found.as_ref(), Some(&state));
     // Also after further changes, and after a replacement.
     fill(&mut store, &mut state, 20);
     drop(store);
-    let (mut store, found) = SledApplied::open(dir.path(), identity(1));
+    let (mut store, found) = open(dir.path(), 1);
     assert_eq!(found.as_ref(), Some(&state));
     let mut other = State::default();
     other.apply(9, 2, &command(7, 7));
     store.replace(&other);
     drop(store);
-    let (_, found) = SledApplied::open(dir.path(), identity(1));
+    let (_, found) = open(dir.path(), 1);
     assert_eq!(found, Some(other));
 }
 
@@ -84,14 +93,14 @@ fn a_state_that_misses_a_record_or_has_a_wrong_one_is_set_aside() {
         spoil(&db);
         db.flush().unwrap();
         drop(db);
-        let (mut store, found) = SledApplied::open(dir.path(), identity(1));
+        let (mut store, found) = open(dir.path(), 1);
         assert_eq!(found, None);
         assert!(dir.path().join(SET_ASIDE).exists());
         // The fresh one works.
         let mut state = State::default();
         fill(&mut store, &mut state, 10);
         drop(store);
-        assert_eq!(SledApplied::open(dir.path(), identity(1)).1, Some(state));
+        assert_eq!(open(dir.path(), 1).1, Some(state));
     }
 }
 
@@ -99,7 +108,7 @@ fn a_state_that_misses_a_record_or_has_a_wrong_one_is_set_aside() {
 fn another_node_s_state_is_not_ours() {
     let dir = TempDir::new().unwrap();
     filled(dir.path());
-    assert_eq!(SledApplied::open(dir.path(), identity(2)).1, None);
+    assert_eq!(open(dir.path(), 2).1, None);
 }
 
 #[test]
@@ -125,7 +134,7 @@ fn flipped_bytes_in_sled_s_files_never_give_another_state() {
         }
         let file = fs::OpenOptions::new().write(true).open(copy.join("db")).unwrap();
         file.write_all_at(&[saved[*at] ^ 0x21], *at as u64).unwrap();
-        match SledApplied::open(work.path(), identity(1)).1 {
+        match open(work.path(), 1).1 {
             Some(state) if state.applied == good.applied => {
                 assert_eq!(state, good, "byte {at} of {length}");
                 same += 1;
@@ -144,10 +153,10 @@ fn garbage_in_its_place_is_set_aside() {
     fs::create_dir(dir.path().join(APPLIED)).unwrap();
     fs::write(dir.path().join(APPLIED).join("conf"), b"not sled's").unwrap();
     fs::write(dir.path().join(APPLIED).join("db"), [0xAB; 5000]).unwrap();
-    let (mut store, found) = SledApplied::open(dir.path(), identity(1));
+    let (mut store, found) = open(dir.path(), 1);
     assert_eq!(found, None);
     let mut state = State::default();
     fill(&mut store, &mut state, 3);
     drop(store);
-    assert_eq!(SledApplied::open(dir.path(), identity(1)).1, Some(state));
+    assert_eq!(open(dir.path(), 1).1, Some(state));
 }

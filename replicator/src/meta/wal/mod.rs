@@ -3,16 +3,19 @@
 //! A batch is one frame and one fdatasync. Truncation and snapshots write a new file in full, sync
 //! it, and put it in the old one's place by a rename, so the log is always one whole file. A torn
 //! last frame was never acknowledged and is cut off; any other damage is refused.
+//!
+//! The log reaches its files through [`Directory`] alone, so that a test can lose power anywhere.
 
+mod directory;
 mod frame;
+
+pub use directory::{Directory, LogFile, RealDirectory};
 
 use super::error::MetaError;
 use frame::Kind;
 use metadata::{HardState, LogBatch, LogContents, LogEntry, LogSnapshot, LogStore, StoreError};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 use types::{ClusterId, NodeId};
@@ -21,14 +24,15 @@ const LOG: &str = "raft.wal";
 const LOG_NEW: &str = "raft.wal.new";
 const IDENTITY: &str = "identity";
 const IDENTITY_NEW: &str = "identity.new";
-const LOCK: &str = "lock";
 /// Where sled lives; named here because its presence alone shows that the directory was in use.
 pub(super) const APPLIED: &str = "applied";
 
 /// Whose directory it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Identity {
+pub struct Identity {
+    /// The cluster.
     pub cluster: ClusterId,
+    /// The member.
     pub node: NodeId,
 }
 
@@ -43,27 +47,35 @@ struct Start {
 
 /// Failure of a running log; always fatal.
 #[derive(Debug, Error)]
-pub(super) enum WalError {
+pub enum WalError {
+    /// A file operation failed, errno kept.
     #[error("{action} {}", path.display())]
-    Io { action: &'static str, path: PathBuf, source: io::Error },
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The error.
+        source: io::Error,
+    },
+    /// Nothing is written any more (R13).
     #[error("an earlier write of the log failed")]
     Failed,
+    /// A record is too long.
     #[error("a record cannot be encoded: {0}")]
     Encode(String),
 }
 
 /// The log of one node, held exclusively while it exists.
 #[derive(Debug)]
-pub(super) struct Wal {
-    dir: PathBuf,
+pub struct Wal<D: Directory = RealDirectory> {
+    dir: D,
     identity: Identity,
-    file: File,
+    file: D::File,
     /// Number of frames in the file.
     frames: u64,
     /// A write failed: what the file holds is no longer known, nothing more is written (R13).
     failed: bool,
-    /// Keeps other processes out; the kernel gives it up with the process.
-    _lock: File,
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MetaError {
@@ -71,55 +83,26 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Meta
     move |source| MetaError::Io { action, path, source }
 }
 
-/// Takes the directory for this process.
-fn lock(dir: &Path) -> Result<File, MetaError> {
-    fs::create_dir_all(dir).map_err(io_error("create", dir))?;
-    let path = dir.join(LOCK);
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(io_error("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(MetaError::InUse { dir: dir.to_path_buf() }),
-        Err(fs::TryLockError::Error(source)) => Err(io_error("lock", &path)(source)),
-    }
-}
-
-fn read_file(path: &Path) -> Result<Option<Vec<u8>>, MetaError> {
-    let mut bytes = Vec::new();
-    match File::open(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(io_error("open", path)(e)),
-        Ok(mut file) => {
-            file.read_to_end(&mut bytes).map_err(io_error("read", path))?;
-            Ok(Some(bytes))
-        }
-    }
+fn read_file(dir: &impl Directory, name: &str) -> Result<Option<Vec<u8>>, MetaError> {
+    dir.read(name).map_err(io_error("read", &dir.path().join(name)))
 }
 
 /// Writes a file that is either there in full or not at all, also after a power cut.
-fn write_whole(dir: &Path, new: &str, name: &str, bytes: &[u8]) -> Result<File, WalError> {
-    let path = dir.join(new);
-    let step = |action, path: &Path| {
-        let path = path.to_path_buf();
+fn write_whole<D: Directory>(
+    dir: &D,
+    new: &str,
+    name: &str,
+    bytes: &[u8],
+) -> Result<D::File, WalError> {
+    let step = |action, name: &str| {
+        let path = dir.path().join(name);
         move |source| WalError::Io { action, path, source }
     };
-    let mut file = OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(step("create", &path))?;
-    file.write_all(bytes).map_err(step("write", &path))?;
-    file.sync_all().map_err(step("sync", &path))?;
-    let target = dir.join(name);
-    fs::rename(&path, &target).map_err(step("rename to", &target))?;
-    File::open(dir).and_then(|d| d.sync_all()).map_err(step("sync", dir))?;
+    let mut file = dir.create(new).map_err(step("create", new))?;
+    file.write_all(bytes).map_err(step("write", new))?;
+    file.sync_all().map_err(step("sync", new))?;
+    dir.rename(new, name).map_err(step("rename to", name))?;
+    dir.sync().map_err(step("sync", ""))?;
     Ok(file)
 }
 
@@ -163,26 +146,38 @@ impl Wal {
         identity: Identity,
         founding: impl FnOnce() -> Result<LogContents, MetaError>,
     ) -> Result<(Self, LogContents), MetaError> {
-        let lock = lock(dir)?;
-        let known = Self::read_identity(dir, identity)?;
-        let path = dir.join(LOG);
-        let Some(bytes) = read_file(&path)? else {
-            if known || dir.join(APPLIED).exists() {
+        Self::open_in(RealDirectory::lock(dir)?, identity, founding)
+    }
+}
+
+impl<D: Directory> Wal<D> {
+    /// Opens the log in a directory that belongs to nobody else, or founds it with `founding` if
+    /// the directory was never used.
+    ///
+    /// # Errors
+    /// The log is lost, damaged or another node's, or cannot be read or written.
+    pub fn open_in(
+        dir: D,
+        identity: Identity,
+        founding: impl FnOnce() -> Result<LogContents, MetaError>,
+    ) -> Result<(Self, LogContents), MetaError> {
+        let known = Self::read_identity(&dir, identity)?;
+        let path = dir.path().join(LOG);
+        let Some(bytes) = read_file(&dir, LOG)? else {
+            if known || dir.exists(APPLIED) {
                 let detail = format!("{LOG} is absent");
-                return Err(MetaError::LogLost { dir: dir.to_path_buf(), detail });
+                return Err(MetaError::LogLost { dir: dir.path().to_path_buf(), detail });
             }
             let contents = founding()?;
-            let file = Self::write_log(dir, identity, &contents)
-                .and_then(|file| Self::write_identity(dir, identity).map(|()| file))
-                .map_err(|e| start_error(e, dir))?;
-            let wal =
-                Self { dir: dir.into(), identity, file, frames: 1, failed: false, _lock: lock };
-            return Ok((wal, contents));
+            let file = Self::write_log(&dir, identity, &contents)
+                .and_then(|file| Self::write_identity(&dir, identity).map(|()| file))
+                .map_err(|e| start_error(e, dir.path()))?;
+            return Ok((Self { dir, identity, file, frames: 1, failed: false }, contents));
         };
         let found = scan(&path, &bytes)?;
         let (contents, found_identity) = Self::replay(&path, &found.frames)?;
-        Self::check_identity(dir, identity, found_identity)?;
-        let file = OpenOptions::new().append(true).open(&path).map_err(io_error("open", &path))?;
+        Self::check_identity(dir.path(), identity, found_identity)?;
+        let mut file = dir.append(LOG).map_err(io_error("open", &path))?;
         if found.good < bytes.len() {
             tracing::info!(
                 path = %path.display(), from = found.good, to = bytes.len(),
@@ -193,11 +188,10 @@ impl Wal {
         // Also what an earlier process wrote but did not live to sync is durable from here on.
         file.sync_all().map_err(io_error("sync", &path))?;
         if !known {
-            Self::write_identity(dir, identity).map_err(|e| start_error(e, dir))?;
+            Self::write_identity(&dir, identity).map_err(|e| start_error(e, dir.path()))?;
         }
         let frames = found.frames.len() as u64;
-        let wal = Self { dir: dir.into(), identity, file, frames, failed: false, _lock: lock };
-        Ok((wal, contents))
+        Ok((Self { dir, identity, file, frames, failed: false }, contents))
     }
 
     fn check_identity(dir: &Path, ours: Identity, found: Identity) -> Result<(), MetaError> {
@@ -214,25 +208,25 @@ impl Wal {
     }
 
     /// Whether the directory says whose it is.
-    fn read_identity(dir: &Path, ours: Identity) -> Result<bool, MetaError> {
-        let path = dir.join(IDENTITY);
-        let Some(bytes) = read_file(&path)? else { return Ok(false) };
+    fn read_identity(dir: &D, ours: Identity) -> Result<bool, MetaError> {
+        let path = dir.path().join(IDENTITY);
+        let Some(bytes) = read_file(dir, IDENTITY)? else { return Ok(false) };
         let found = scan(&path, &bytes)?;
         match found.frames.as_slice() {
             [only] if only.kind == Kind::Identity && found.good == bytes.len() => {
-                Self::check_identity(dir, ours, payload(&path, only.payload)?)?;
+                Self::check_identity(dir.path(), ours, payload(&path, only.payload)?)?;
                 Ok(true)
             }
             _ => Err(MetaError::Corrupt { path, offset: 0, detail: "not an identity".into() }),
         }
     }
 
-    fn write_identity(dir: &Path, identity: Identity) -> Result<(), WalError> {
+    fn write_identity(dir: &D, identity: Identity) -> Result<(), WalError> {
         let bytes = encoded(Kind::Identity, 0, &identity)?;
         write_whole(dir, IDENTITY_NEW, IDENTITY, &bytes).map(drop)
     }
 
-    fn write_log(dir: &Path, identity: Identity, contents: &LogContents) -> Result<File, WalError> {
+    fn write_log(dir: &D, identity: Identity, contents: &LogContents) -> Result<D::File, WalError> {
         let start = Start {
             identity,
             hard_state: contents.hard_state,
@@ -278,7 +272,7 @@ impl Wal {
 
     fn append(&mut self, batch: &LogBatch) -> Result<(), WalError> {
         let bytes = encoded(Kind::Batch, self.frames, batch)?;
-        let path = || self.dir.join(LOG);
+        let path = || self.dir.path().join(LOG);
         self.file.write_all(&bytes).map_err(|source| WalError::Io {
             action: "write",
             path: path(),
@@ -307,7 +301,7 @@ impl Wal {
     }
 }
 
-impl LogStore for Wal {
+impl<D: Directory> LogStore for Wal<D> {
     fn persist(&mut self, batch: &LogBatch) -> Result<(), StoreError> {
         self.attempt(|wal| wal.append(batch))
     }

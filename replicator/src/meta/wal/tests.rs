@@ -3,6 +3,7 @@
 use super::frame::{Damage, HEADER, encode, scan};
 use super::*;
 use metadata::Membership;
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use tempfile::TempDir;
 use uuid::Uuid;

@@ -8,20 +8,21 @@
 //! write (R17); whatever differs from the content at the last sealed era is in a region with a
 //! higher tag (R19); new writes change nothing beside them (R23).
 //!
-//! What is not: I/O errors, damage (see `rot`), and what the engine does with the answers.
+//! What is not: I/O errors, damage (see [`crate::rot`]), and what the engine does with the answers.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use kit::Rng;
 use kit::content::{BLOCK, Content, SECTOR, SECTORS, block_bytes, read_sector};
-use kit::ids::{CLUSTER, POOL, boot, hello, replica};
-use store::{Input, IoId, IoResult, OpenOptions, Output, SessionId, Store};
-use types::{Buf, Epoch, Era, Instant, LEASE, REGION, Tag, crc32c};
-use wire::{Reply, Request, Role, SealInfo, WireError};
+use kit::ids::replica;
+use store::SessionId;
+use types::{Buf, Epoch, Era, REGION, Tag, crc32c};
+use wire::{Reply, Request, SealInfo, WireError};
 
 use crate::image::Image;
 use crate::model::{Life, Model, Volume};
+use crate::opened::Opened;
 
 /// A volume as it was found.
 #[derive(Clone, Debug)]
@@ -64,106 +65,13 @@ macro_rules! ensure {
     };
 }
 
-/// An open store on an image; its disk operations are done at once.
-struct Opened<'i, 'm> {
-    store: Store,
-    image: &'i mut Image<'m>,
-    now: Instant,
-    replies: BTreeMap<(SessionId, u64), Reply>,
-    ended: VecDeque<(IoId, IoResult)>,
-    next: u64,
-    /// Free slots are zeroed only when somebody will write: it takes longer than all the rest.
-    zeroing: bool,
-    postponed: Vec<(IoId, u64, u64)>,
-}
-
-impl Opened<'_, '_> {
-    fn step(&mut self, input: Input) {
-        let mut out = Vec::new();
-        self.store.step(self.now, input, &mut out);
-        for output in out {
-            let done = match output {
-                Output::Reply { session, seq, reply } => {
-                    self.replies.insert((session, seq), reply);
-                    continue;
-                }
-                Output::Read { id, offset, len } => {
-                    (id, IoResult::Read(Ok(self.image.read(offset, len.into()))))
-                }
-                Output::Write { id, offset, data, .. } => {
-                    self.image.write(offset, data.len() as u64, Some(&data));
-                    (id, IoResult::Done(Ok(())))
-                }
-                Output::Zero { id, offset, len } => {
-                    if !self.zeroing {
-                        self.postponed.push((id, offset, len));
-                        continue;
-                    }
-                    self.image.write(offset, len, None);
-                    (id, IoResult::Done(Ok(())))
-                }
-                Output::Sync { id } => (id, IoResult::Done(Ok(()))),
-                _ => continue,
-            };
-            self.ended.push_back(done);
-        }
-    }
-
-    fn finish(&mut self) {
-        while let Some((id, result)) = self.ended.pop_front() {
-            self.step(Input::Io { id, result });
-        }
-    }
-
-    fn send(&mut self, session: SessionId, request: Request) -> u64 {
-        self.next += 1;
-        self.step(Input::Request { session, seq: self.next, request });
-        self.next
-    }
-
-    fn ask(&mut self, session: SessionId, request: Request) -> Result<Reply, String> {
-        let what = match &request {
-            Request::Read { offset, len } => format!("a read of {len} bytes at {offset}"),
-            Request::Write { offset, .. } => format!("a write at {offset}"),
-            other => format!("{other:?}"),
-        };
-        let seq = self.send(session, request);
-        self.finish();
-        match self.replies.remove(&(session, seq)) {
-            None => Err(format!("{what} was not answered")),
-            Some(Reply::Failed(error)) => Err(format!("{what} was refused: {error}")),
-            Some(reply) => Ok(reply),
-        }
-    }
-
-    fn start_zeroing(&mut self) {
-        self.zeroing = true;
-        for (id, offset, len) in std::mem::take(&mut self.postponed) {
-            self.image.write(offset, len, None);
-            self.ended.push_back((id, IoResult::Done(Ok(()))));
-        }
-        self.finish();
-    }
-}
-
 /// Checks an image.
 ///
 /// # Errors
 /// What was lost.
 pub fn check(image: &mut Image<'_>, model: &Model, how: How) -> Result<Observed, String> {
-    let options = OpenOptions { cluster: CLUSTER, expected_pool: Some(POOL), boot: boot(how.boot) };
-    let store =
-        store::open(image, &options).map_err(|error| format!("it opens no more: {error}"))?;
-    let mut opened = Opened {
-        store,
-        image,
-        now: Instant(1),
-        replies: BTreeMap::new(),
-        ended: VecDeque::new(),
-        next: 1,
-        zeroing: false,
-        postponed: Vec::new(),
-    };
+    let mut opened =
+        Opened::open(image, how.boot).map_err(|error| format!("it opens no more: {error}"))?;
     let there = opened.store.replicas();
     for volume in &model.volumes {
         let found = there.iter().any(|info| info.replica == replica(volume.n));
@@ -180,16 +88,10 @@ pub fn check(image: &mut Image<'_>, model: &Model, how: How) -> Result<Observed,
         ensure!(sealed.0 >= volume.sealed_epoch, "volume {n} forgot its seal: {sealed}");
         ensure!(sealed.0 <= volume.epoch, "volume {n} promised {sealed}");
         ensure!(info.failed.is_none(), "volume {n} failed: {:?}", info.failed);
-        let session = SessionId(u64::from(n));
-        let hello = hello(n, volume.epoch + 1, Role::Engine);
-        opened.step(Input::Open { session, hello });
-        let seq = opened.send(session, Request::Seal);
+        let (session, seq) = opened.attach(n, volume.epoch + 1);
         seals.push((volume, session, seq, sealed));
     }
-    opened.finish();
-    opened.now = opened.now.after(LEASE);
-    opened.step(Input::Tick);
-    opened.finish();
+    opened.wait_for_leases();
     let mut seen = Vec::new();
     for (volume, session, seq, sealed) in seals {
         let n = volume.n;

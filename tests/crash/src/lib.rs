@@ -4,8 +4,8 @@
 //! [`workload`] drives the very state machine that the daemon drives, [`disk`] remembers which of
 //! its writes are durable, [`cut`] chooses which of the others survive, [`image`] makes a disk of
 //! that in microseconds, [`check`] opens it and knows from [`model`] what it may hold, [`run`] is
-//! all of it for one seed. [`files`] and [`raft`] do the same to the Raft log and its directory. A
-//! seed replays everything.
+//! all of it for one seed. [`files`] and [`raft`] do the same to the Raft log and its directory,
+//! [`rot`] damages pools instead. A seed replays everything.
 #![forbid(unsafe_code)]
 
 pub mod check;
@@ -14,6 +14,8 @@ pub mod disk;
 pub mod files;
 pub mod image;
 pub mod model;
+mod opened;
 pub mod raft;
+pub mod rot;
 pub mod run;
 pub mod workload;

@@ -3,12 +3,13 @@
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use clap::Parser;
 use crash::raft::{self, RaftPlan};
+use crash::rot::{self, Moment, RotTally};
 use crash::run::{Plan, Tally, run};
 
 /// Cuts the power of a working pool, and of a Raft log, at every step and compares what is left with
@@ -21,6 +22,9 @@ struct Arguments {
     /// Stop after the seed with which this many images were checked.
     #[arg(long, default_value_t = 250_000)]
     images: u64,
+    /// Inject this many faults into pools instead: rot, lost and misdirected writes.
+    #[arg(long)]
+    faults: Option<u64>,
     /// Threads.
     #[arg(long, default_value_t = 2)]
     threads: u32,
@@ -29,8 +33,47 @@ struct Arguments {
     samples: usize,
 }
 
+/// Faults of one pool.
+const EACH: u64 = 200;
+
+fn damage(arguments: &Arguments, faults: u64) -> ExitCode {
+    let next = AtomicU64::new(arguments.seed_start);
+    let last = arguments.seed_start + faults.div_ceil(3 * EACH);
+    let total = Mutex::new(RotTally::default());
+    thread::scope(|scope| {
+        for _ in 0..arguments.threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= last {
+                        return;
+                    }
+                    for moment in [Moment::Open, Moment::Sealed, Moment::Unsealed] {
+                        let tally = rot::run(seed, moment, EACH);
+                        for served in &tally.served {
+                            println!("{served}");
+                        }
+                        total.lock().unwrap_or_else(PoisonError::into_inner).add(tally);
+                    }
+                }
+            });
+        }
+    });
+    let total = total.into_inner().unwrap_or_else(PoisonError::into_inner);
+    println!(
+        "{} reads refused, {} pools refused, {} harmless, {} without a trusted checksum, {} of the \
+         newest log block",
+        total.detected, total.refused, total.harmless, total.unprotected, total.tail
+    );
+    println!("{} faults, {} served", total.faults, total.served.len());
+    if total.served.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(faults) = arguments.faults {
+        return damage(&arguments, faults);
+    }
     let plan = Plan { samples: arguments.samples, ..Plan::USUAL };
     let (next, done) = (AtomicU64::new(arguments.seed_start), AtomicU64::new(0));
     let total = Mutex::new(Tally::default());
@@ -48,13 +91,13 @@ fn main() -> ExitCode {
                     for loss in &tally.losses {
                         println!("{loss}");
                     }
-                    total.lock().unwrap_or_else(std::sync::PoisonError::into_inner).add(tally);
+                    total.lock().unwrap_or_else(PoisonError::into_inner).add(tally);
                 }
             });
         }
     });
     let seeds = next.into_inner() - arguments.seed_start;
-    let total = total.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let total = total.into_inner().unwrap_or_else(PoisonError::into_inner);
     println!(
         "seeds {}..{}: {} images of a Raft log, {} moments with every subset, {} images of a recovery \
          cut again, {} kills, {} checkpoints",

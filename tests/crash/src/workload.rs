@@ -287,6 +287,34 @@ impl Work {
         }
     }
 
+    /// Ends all work and attaches what is there; seals an era of everything if `seal`.
+    pub fn quiesce(&mut self, seal: bool) {
+        let cut: &mut dyn FnMut(&Disk, &Model) = &mut |_, _| {};
+        for _ in 0..64 {
+            while !self.in_flight.is_empty() {
+                self.complete(0, cut);
+            }
+            self.pass(cut);
+            let idle = self.pending.is_empty() && self.in_flight.is_empty();
+            let volumes = &self.model.volumes;
+            let lonely = (0..volumes.len())
+                .find(|at| volumes[*at].life == Life::Live && volumes[*at].session.is_none());
+            match lonely {
+                Some(at) if idle => self.attach(at, cut),
+                None if idle => break,
+                _ => {}
+            }
+        }
+        for at in 0..self.model.volumes.len() {
+            if seal && self.model.volumes[at].life == Life::Live {
+                self.seal_era(at, cut);
+            }
+        }
+        while !self.in_flight.is_empty() {
+            self.complete(0, cut);
+        }
+    }
+
     /// A request that nothing will ever answer, if there is one.
     #[must_use]
     pub fn stuck(&self) -> Option<String> {

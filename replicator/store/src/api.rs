@@ -218,6 +218,15 @@ pub struct ReplicaInfo {
     pub failed: Option<String>,
 }
 
+/// Where a block lies; see [`crate::Store::locate`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Bytes from the start of the pool.
+    pub offset: u64,
+    /// Its checksum is known and settled: damage would be noticed, also after a restart.
+    pub verified: bool,
+}
+
 /// Numbers of a pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolStats {

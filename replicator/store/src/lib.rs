@@ -38,7 +38,9 @@ mod superblock;
 mod write;
 mod zeroes;
 
-pub use api::{Admin, Event, Input, IoId, IoResult, Output, PoolStats, ReplicaInfo, SessionId};
+pub use api::{
+    Admin, Event, Input, IoId, IoResult, Output, Place, PoolStats, ReplicaInfo, SessionId,
+};
 pub use disk::PoolDisk;
 pub use error::{OpenError, StoreError};
 pub use recovery::{DEFAULT_SLOT_SIZE, FormatOptions, OpenOptions, format};

@@ -6,7 +6,7 @@ use types::{BootId, EngineInstance, Epoch, Instant, LEASE, ReplicaId};
 use wire::{Reply, Role, WireError};
 
 use crate::alloc::Alloc;
-use crate::api::{Event, Input, IoId, Output, PoolStats, ReplicaInfo, SessionId};
+use crate::api::{Event, Input, IoId, Output, Place, PoolStats, ReplicaInfo, SessionId};
 use crate::disk::PoolDisk;
 use crate::flush::SyncState;
 use crate::layout::{RecordSeq, ReplicaIndex, Slot};
@@ -387,6 +387,26 @@ impl Store {
                 failed: self.failure(replica).map(failure_text),
             })
             .collect()
+    }
+
+    /// Where a block of a replica lies in the pool: `None` if there is no such block here,
+    /// `Some(None)` if it has no slot and reads as zeros. For checkers that look at disks.
+    #[must_use]
+    pub fn locate(&self, replica: ReplicaId, offset: u64) -> Option<Option<Place>> {
+        let index = *self.by_id.get(&replica)?;
+        let state = self.state.replicas.get(&index).filter(|state| offset < state.size)?;
+        let vslot = self.state.layout.vslot_at(offset).0;
+        let settled = state.tag(self.state.layout.region_of(vslot)) <= state.last_sealed;
+        let place = self
+            .extent(index, offset, types::BLOCK)
+            .map(|(offset, _)| Place { offset, verified: settled && self.verifies(offset) });
+        Some(place)
+    }
+
+    /// Whether the checksum of the block at this pool offset is known.
+    #[must_use]
+    pub fn verifies(&self, offset: u64) -> bool {
+        self.sums.knows(offset)
     }
 
     /// The errno that failed a replica or its pool.

@@ -233,6 +233,13 @@ impl Sums {
         }
     }
 
+    /// Whether the checksum of the block at pool offset `offset` is known.
+    pub(crate) fn knows(&self, offset: u64) -> bool {
+        let (slot, within) = self.layout.slot_at(offset);
+        let sums = self.slots[slot.0 as usize].sums.as_ref();
+        sums.is_some_and(|sums| sums[(within / BLOCK) as usize] != UNKNOWN)
+    }
+
     /// Checks `data` that was read from pool offset `offset` by a read submitted at `began`.
     /// `Err` is the offset within `data` of a block that is not what was written. `crc` is that of
     /// all of `data`, if it is at hand.

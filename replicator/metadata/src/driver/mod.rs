@@ -176,6 +176,11 @@ impl<L: LogStore, A: AppliedStore> Driver<L, A> {
         Ok(())
     }
 
+    /// Replaces [`DriverConfig::election_ticks`] from the next step on.
+    pub fn set_election_ticks(&mut self, ticks: usize) {
+        self.config.election_ticks = Some(ticks);
+    }
+
     /// The state as of the last applied entry.
     #[must_use]
     pub fn state(&self) -> &Arc<State> {

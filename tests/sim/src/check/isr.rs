@@ -1,0 +1,305 @@
+//! The in-sync set as Raft committed it, and what its members hold.
+//!
+//! The truth is the newest state that any node has applied. A member is *whole* if its host has not
+//! lost power since the member last had everything that was acknowledged.
+//!
+//! Checked:
+//! - an acknowledged write is in every whole in-sync replica at that moment, a flushed one is
+//!   covered by `blocks` after the next loss (R4);
+//! - a replica that joins, and every one that an attach keeps, holds nothing stale (R5, R20);
+//! - data is read only from in-sync replicas: for consumers and as the source of a resync;
+//! - the set is never empty, and an ISR without a whole member is committed only if every whole one
+//!   was out of order a moment ago: only then acknowledged and unflushed writes may be lost.
+//!
+//! Not checked: replicas whose daemon does not run (looked at when it does, or by their effects),
+//! and blocks in which rot was injected.
+
+use crate::clock::{SEC, Time};
+use crate::content::parse;
+use crate::world::{World, index};
+use metadata::{Attachment, State, Volume};
+use std::collections::{BTreeMap, BTreeSet};
+use types::{BLOCK, Epoch, NodeId, ReplicaId, VolumeId};
+
+/// A member is excused if its node was out of order within this time before.
+const EXCUSE: Time = 16 * SEC;
+/// An engine may read from a member that left the ISR this long ago: it has not heard of it yet.
+const NEWS: Time = 12 * SEC;
+
+#[derive(Debug)]
+struct Known {
+    epoch: Epoch,
+    isr: BTreeSet<ReplicaId>,
+    active: bool,
+    whole: BTreeSet<ReplicaId>,
+    nodes: BTreeMap<ReplicaId, NodeId>,
+    left: BTreeMap<ReplicaId, Time>,
+    /// When the present epoch was granted.
+    granted: Time,
+    /// Every copy lost its memory under the present epoch: until the next one is active its engine
+    /// may acknowledge what is gone already, since it cannot know.
+    lost: bool,
+}
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub struct Isr {
+    applied: u64,
+    volumes: BTreeMap<VolumeId, Known>,
+    power_lost: BTreeMap<usize, Time>,
+    resynced: BTreeMap<ReplicaId, Time>,
+}
+
+impl Isr {
+    /// Host `n` lost its memory; returns the volumes that have no whole member left.
+    pub(super) fn host_lost_power(&mut self, n: usize, now: Time) -> Vec<VolumeId> {
+        self.power_lost.insert(n, now);
+        let mut lost = Vec::new();
+        for (id, known) in &mut self.volumes {
+            let nodes = &known.nodes;
+            let had = !known.whole.is_empty();
+            known.whole.retain(|replica| nodes.get(replica).is_some_and(|node| index(*node) != n));
+            if had && known.whole.is_empty() {
+                // From here on any member is as good as another (R22).
+                known.whole = known.isr.clone();
+                known.lost = true;
+                lost.push(*id);
+            }
+        }
+        lost
+    }
+
+    /// The disk of `replica` failed: what it holds does not count any more. Returns its volume if that
+    /// has no whole member left.
+    pub(super) fn copy_failed(&mut self, replica: ReplicaId) -> Option<VolumeId> {
+        let (id, known) =
+            self.volumes.iter_mut().find(|(_, known)| known.whole.contains(&replica))?;
+        known.whole.remove(&replica);
+        if !known.whole.is_empty() {
+            return None;
+        }
+        known.whole = known.isr.iter().copied().filter(|member| *member != replica).collect();
+        known.lost = true;
+        Some(*id)
+    }
+
+    /// A resync of `replica` reached its end: its disk was synced just before.
+    pub fn resynced(&mut self, replica: ReplicaId, now: Time) {
+        self.resynced.insert(replica, now);
+    }
+
+    fn lost_power_since(&self, node: NodeId, since: Time) -> bool {
+        self.power_lost.get(&index(node)).is_some_and(|at| *at >= since)
+    }
+
+    /// The committed ISR of a volume, with nodes, if `epoch` is still the newest.
+    #[must_use]
+    pub fn members(&self, volume: VolumeId, epoch: Epoch) -> Vec<(ReplicaId, NodeId)> {
+        let counts = |known: &&Known| known.epoch == epoch && !known.lost;
+        let Some(known) = self.volumes.get(&volume).filter(counts) else {
+            return Vec::new();
+        };
+        let whole = known.isr.iter().filter(|replica| known.whole.contains(replica));
+        whole.filter_map(|replica| Some((*replica, *known.nodes.get(replica)?))).collect()
+    }
+
+    /// Whether an engine of `epoch` may read from `replica`.
+    #[must_use]
+    pub fn may_read(&self, volume: VolumeId, epoch: Epoch, replica: ReplicaId, now: Time) -> bool {
+        self.volumes.get(&volume).is_none_or(|known| {
+            known.epoch != epoch
+                || known.isr.contains(&replica)
+                || known.left.get(&replica).is_some_and(|at| at + NEWS >= now)
+        })
+    }
+}
+
+impl World {
+    /// A node has applied `state`; if nobody was further, it is the truth.
+    pub(crate) fn truth(&mut self, state: &State) {
+        if state.applied <= self.checks.isr.applied {
+            return;
+        }
+        self.checks.isr.applied = state.applied;
+        for record in state.volumes.values() {
+            self.record_changed(record);
+        }
+    }
+
+    fn record_changed(&mut self, record: &Volume) {
+        let now = self.now;
+        let Some(volume) = self.checks.volume(record.volume) else { return };
+        let active = matches!(record.attachment, Attachment::Attached { .. });
+        let nodes = record.replicas.iter().map(|(id, replica)| (*id, replica.node)).collect();
+        let isr = &mut self.checks.isr;
+        let known = isr.volumes.entry(record.volume).or_insert_with(|| Known {
+            epoch: Epoch(0),
+            isr: record.isr.clone(),
+            active: false,
+            whole: record.isr.clone(),
+            nodes: BTreeMap::new(),
+            left: BTreeMap::new(),
+            granted: now,
+            lost: false,
+        });
+        known.nodes.extend::<BTreeMap<_, _>>(nodes);
+        if known.epoch != record.epoch {
+            known.epoch = record.epoch;
+            known.active = false;
+            known.granted = now;
+        }
+        let activated = active && !known.active;
+        known.active = active;
+        if known.isr == record.isr && !activated {
+            return;
+        }
+        let joined: Vec<ReplicaId> = record.isr.difference(&known.isr).copied().collect();
+        for replica in known.isr.difference(&record.isr) {
+            known.left.insert(*replica, now);
+        }
+        let before = std::mem::replace(&mut known.isr, record.isr.clone());
+        let was_whole = known.whole.clone();
+        let granted = known.granted;
+        known.whole.retain(|replica| record.isr.contains(replica));
+        let none_left = known.whole.is_empty() && joined.is_empty();
+        let nodes = known.nodes.clone();
+        self.note(|| format!("truth: epoch {} ISR {before:?} -> {:?}", record.epoch, record.isr));
+        if record.isr.is_empty() && record.lifecycle == metadata::Lifecycle::Live {
+            return self.violation(format!("isr: the in-sync set of volume {volume} is empty"));
+        }
+        if none_left {
+            // Was there a whole one that could have been kept?
+            let since =
+                if activated { granted.saturating_sub(EXCUSE) } else { now.saturating_sub(EXCUSE) };
+            let left_out = was_whole.iter().find(|replica| {
+                nodes.get(replica).is_some_and(|node| !self.was_impaired(index(*node), since))
+            });
+            if let Some(replica) = left_out {
+                return self.violation(format!(
+                    "isr: epoch {} keeps {:?} of volume {volume}, none of which is whole, and gives up {replica}, which was in order",
+                    record.epoch, record.isr
+                ));
+            }
+            self.figures.losses += 1;
+            self.checks.blocks[volume].lose();
+        }
+        let whole: BTreeSet<ReplicaId> = if activated {
+            self.checks.blocks[volume].activated(record.epoch);
+            // They are identical now; one that lost power meanwhile is not.
+            let isr = &self.checks.isr;
+            let sound =
+                |id: &ReplicaId| nodes.get(id).is_some_and(|n| !isr.lost_power_since(*n, granted));
+            record.isr.iter().copied().filter(sound).collect()
+        } else {
+            let isr = &self.checks.isr;
+            let sound = |id: &&ReplicaId| {
+                let since = isr.resynced.get(id).copied().unwrap_or(0);
+                nodes.get(id).is_some_and(|node| !isr.lost_power_since(*node, since))
+            };
+            let mut whole = isr.volumes[&record.volume].whole.clone();
+            whole.extend(joined.iter().filter(sound));
+            if none_left { record.isr.clone() } else { whole }
+        };
+        let concerned = if activated {
+            whole.clone()
+        } else {
+            joined.into_iter().filter(|id| whole.contains(id)).collect()
+        };
+        if let Some(known) = self.checks.isr.volumes.get_mut(&record.volume) {
+            known.whole = whole;
+            known.lost = (known.lost || none_left) && !activated;
+        }
+        for replica in &concerned {
+            if let Some(node) = nodes.get(replica) {
+                self.check_whole_replica(volume, *replica, *node);
+            }
+        }
+        if activated {
+            let held: Vec<(ReplicaId, NodeId)> = concerned
+                .iter()
+                .filter_map(|replica| Some((*replica, *nodes.get(replica)?)))
+                .collect();
+            self.check_identical(volume, &held);
+        }
+    }
+
+    /// What an attach keeps is identical before the first I/O (R20).
+    fn check_identical(&mut self, volume: usize, members: &[(ReplicaId, NodeId)]) {
+        let written: Vec<u32> = self.checks.blocks[volume].written().collect();
+        for block in written {
+            let mut held = members.iter().filter_map(|(replica, node)| {
+                let buf = self.peek(*replica, *node, u64::from(block) * BLOCK)?;
+                let rotten = buf.as_ref().is_some_and(|buf| self.is_rotten(index(*node), buf));
+                let zeros = |buf: &types::Buf| buf.as_slice().iter().all(|byte| *byte == 0);
+                (!rotten).then_some(buf.filter(|buf| !zeros(buf)))
+            });
+            let Some(first) = held.next() else { continue };
+            if held.any(|other| other != first) {
+                return self.violation(format!(
+                    "isr: an attach keeps {members:?} of volume {volume}, but their blocks {block} differ"
+                ));
+            }
+        }
+    }
+
+    /// An engine reads from `replica`: for a consumer, for a resync, or to take a write back.
+    pub(crate) fn check_source(
+        &mut self,
+        n: usize,
+        volume: VolumeId,
+        epoch: Epoch,
+        replica: ReplicaId,
+    ) {
+        if !self.checks.isr.may_read(volume, epoch, replica, self.now) {
+            self.violation(format!(
+                "isr: the engine of epoch {epoch} on node {} reads from {replica}, which is not in sync",
+                n + 1
+            ));
+        }
+    }
+
+    /// Everything that a replica which counts holds must be possible.
+    fn check_whole_replica(&mut self, volume: usize, replica: ReplicaId, node: NodeId) {
+        let written: Vec<u32> = self.checks.blocks[volume].written().collect();
+        for block in written {
+            self.check_held(volume, replica, node, block);
+        }
+    }
+
+    /// What one replica holds in one block, looked at from outside.
+    pub(crate) fn check_held(
+        &mut self,
+        volume: usize,
+        replica: ReplicaId,
+        node: NodeId,
+        block: u32,
+    ) {
+        let Some(held) = self.peek(replica, node, u64::from(block) * BLOCK) else { return };
+        let found = match &held {
+            None => Ok(crate::content::Content::Whole(0)),
+            Some(buf) if self.is_rotten(index(node), buf) => return,
+            Some(buf) => parse(buf.as_slice(), volume as u32, block),
+        };
+        let result = found.and_then(|found| self.checks.blocks[volume].held(block, found));
+        if let Err(text) = result {
+            self.violation(format!(
+                "isr: replica {replica} on node {node} counts, but its block {block} of volume {volume} holds {text}"
+            ));
+        }
+    }
+
+    /// An acknowledged write must be in every whole in-sync replica (R4).
+    pub(crate) fn check_acknowledged(
+        &mut self,
+        volume: usize,
+        epoch: Epoch,
+        blocks: core::ops::Range<u32>,
+    ) {
+        let id = self.checks.volumes[volume];
+        for (replica, node) in self.checks.isr.members(id, epoch) {
+            for block in blocks.clone() {
+                self.check_held(volume, replica, node, block);
+            }
+        }
+    }
+}

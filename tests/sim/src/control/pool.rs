@@ -1,0 +1,68 @@
+//! Keeps the pool in step with the applied state; `control::reconcile`.
+
+use super::Ended;
+use super::propose::{After, is_done};
+use crate::world::World;
+use core::time::Duration;
+use metadata::Outcome;
+use policy::pool::{Task, plan};
+use store::StoreError;
+use types::ReplicaId;
+
+const REPORT: Duration = Duration::from_secs(5);
+
+impl World {
+    pub(crate) fn reconcile_pool(&mut self, n: usize) {
+        let now = self.local(n);
+        let here = self.nodes[n].id;
+        let Some(process) = &mut self.nodes[n].process else { return };
+        if process.meta.state().replicas_on(here).next().is_none() {
+            return;
+        }
+        let present = process.data.store.replicas();
+        let mut due = Vec::new();
+        for task in plan(process.meta.state(), here, &present) {
+            if process.control.pool_steps.begin(task.replica(), now) {
+                due.push(task);
+            }
+        }
+        for task in due {
+            self.note(|| format!("node {} pool: {task:?}", n + 1));
+            if task.admin().is_some() {
+                self.pool_admin(n, task);
+            } else {
+                self.pool_task_done(n, task, &Ok(()));
+            }
+        }
+    }
+
+    /// The pool answered.
+    pub(crate) fn pool_task_done(&mut self, n: usize, task: Task, done: &Result<(), StoreError>) {
+        let replica = task.replica();
+        match task.report(done) {
+            Some(report) => self.propose(n, report, REPORT, After::Pool(replica)),
+            None => self.pool_step_ended(n, replica, Ended::Refused),
+        }
+    }
+
+    pub(crate) fn pool_reported(
+        &mut self,
+        n: usize,
+        replica: ReplicaId,
+        outcome: &Option<Outcome>,
+    ) {
+        let ended = match outcome {
+            done if is_done(done) => Ended::Done,
+            Some(_) => Ended::Refused,
+            None => Ended::Again,
+        };
+        self.pool_step_ended(n, replica, ended);
+    }
+
+    fn pool_step_ended(&mut self, n: usize, replica: ReplicaId, ended: Ended) {
+        let now = self.local(n);
+        if let Some(control) = self.control(n) {
+            control.pool_steps.end(replica, ended, now);
+        }
+    }
+}

@@ -1,0 +1,595 @@
+//! Faults: a plan made from the seed before the run, so that each can be left out to find those that
+//! matter.
+
+use crate::clock::{MS, SEC, Time};
+use crate::disk::SimDisk;
+use crate::net::Item;
+use crate::node::Death;
+use crate::rng::Rng;
+use crate::world::{Event, World, index};
+use store::PoolDisk as _;
+use types::{BLOCK, Buf, ClusterId, PoolId};
+use uuid::Uuid;
+
+/// What goes wrong. Nodes by index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Kind {
+    /// The daemon is killed and starts again when the fault ends.
+    Kill { node: usize },
+    /// The host loses power and boots when the fault ends.
+    Power { node: usize },
+    /// All of them at once.
+    PowerAll,
+    /// The process dies after so many more outputs of its state machines.
+    CrashAtOutput { node: usize, outputs: u32, death: Death },
+    /// The next write of the Raft log fails; `kept`: the batch is on the disk all the same.
+    RaftDisk { node: usize, kept: bool },
+    /// One way between two nodes is cut, for everything or for some.
+    CutOneWay { from: usize, to: usize, what: Traffic },
+    /// Both ways.
+    Cut { a: usize, b: usize, what: Traffic },
+    /// A node hears nobody, is heard by nobody, or both.
+    Isolate { node: usize, hears: bool, heard: bool },
+    /// Two sides that do not hear each other: nodes with their bit set, and the others.
+    Split { side: u32 },
+    /// A slow link, both ways.
+    Slow { a: usize, b: usize, by: Time },
+    /// A lossy link, both ways, in per cent.
+    Loss { a: usize, b: usize, percent: u64 },
+    /// All data connections between two nodes break once.
+    Break { a: usize, b: usize },
+    /// The daemon is stopped for the time (SIGSTOP, a starved machine).
+    Freeze { node: usize },
+    /// Every operation of a disk takes up to that much longer.
+    SlowDisk { node: usize, by: Time },
+    /// The next write to the pool fails.
+    WriteError { node: usize },
+    /// The next sync of the pool fails.
+    SyncError { node: usize },
+    /// Blocks that consumers use become unreadable on one copy.
+    ReadError { node: usize, pick: u64 },
+    /// Bits of such blocks flip on one copy.
+    Rot { node: usize, pick: u64 },
+    /// The daemon is killed and finds another disk: blank, or of another pool or cluster.
+    Swap { node: usize, how: u64 },
+    /// The host's clock runs at another rate.
+    Drift { node: usize, ppm: i64 },
+}
+
+/// Which traffic a cut stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Traffic {
+    All,
+    Data,
+    Control,
+}
+
+/// One fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// When it begins.
+    pub at: Time,
+    /// How long it lasts.
+    pub lasts: Time,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// See the module's text.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// All faults.
+    pub faults: Vec<Fault>,
+    /// Those that are left out.
+    pub without: Vec<bool>,
+    begun: Vec<bool>,
+}
+
+/// A block whose content was damaged on purpose.
+#[derive(Clone, Debug)]
+pub struct Rotten {
+    /// Where: node and pool offset.
+    pub place: (usize, u64),
+    /// What was there.
+    pub good: Option<Buf>,
+    /// What is there now.
+    pub bad: Buf,
+    /// Which fault did it.
+    pub fault: usize,
+}
+
+impl Plan {
+    /// Faults for `nodes` nodes between `from` and `to`.
+    #[must_use]
+    pub fn random(nodes: usize, from: Time, to: Time, rng: &mut Rng) -> Self {
+        let mut faults = Vec::new();
+        // Some runs are all about one kind of thing.
+        let theme = rng.below(8);
+        let mean = rng.between(2_200, 5_000) * MS;
+        let mut at = from;
+        loop {
+            at += rng.below(2 * mean) + 1;
+            if at >= to {
+                break;
+            }
+            faults.push(Self::one(nodes, at, theme, rng));
+            // Trouble comes in pairs.
+            if rng.chance(25) {
+                let at = at + rng.below(1500 * MS);
+                faults.push(Self::one(nodes, at, theme, rng));
+            }
+        }
+        faults.sort_by_key(|fault| fault.at);
+        let count = faults.len();
+        Self { faults, without: vec![false; count], begun: vec![false; count] }
+    }
+
+    fn one(nodes: usize, at: Time, theme: u64, rng: &mut Rng) -> Fault {
+        let node = rng.below(nodes as u64) as usize;
+        let other = (node + 1 + rng.below(nodes as u64 - 1) as usize) % nodes;
+        let what = match rng.below(4) {
+            0 => Traffic::Data,
+            1 => Traffic::Control,
+            _ => Traffic::All,
+        };
+        let death = if rng.chance(50) { Death::Kill } else { Death::Power };
+        let short = rng.between(20, 2_500) * MS;
+        let long = rng.between(1_000, 14_000) * MS;
+        let lasts = if rng.chance(60) { short } else { long };
+        let dice = match theme {
+            // Networks, power, disks: three themes beside the mixture.
+            0 => rng.between(26, 62),
+            1 => rng.between(0, 25),
+            2 => rng.between(63, 99),
+            _ => rng.below(100),
+        };
+        let kind = match dice {
+            0..8 => Kind::Kill { node },
+            8..14 => Kind::Power { node },
+            14 => Kind::PowerAll,
+            15..24 => Kind::CrashAtOutput { node, outputs: rng.below(60) as u32, death },
+            24..26 => Kind::RaftDisk { node, kept: rng.chance(50) },
+            26..33 => Kind::CutOneWay { from: node, to: other, what },
+            33..40 => Kind::Cut { a: node, b: other, what },
+            40..48 => {
+                let both = rng.below(3);
+                Kind::Isolate { node, hears: both == 1, heard: both == 2 }
+            }
+            48..51 => Kind::Split { side: rng.below(1 << nodes) as u32 },
+            51..55 => Kind::Slow { a: node, b: other, by: rng.between(1, 400) * MS },
+            55..58 => Kind::Loss { a: node, b: other, percent: rng.between(2, 50) },
+            58..63 => Kind::Break { a: node, b: other },
+            63..74 => Kind::Freeze { node },
+            74..80 => Kind::SlowDisk { node, by: rng.between(5, 1_500) * MS },
+            80..83 => Kind::WriteError { node },
+            83..85 => Kind::SyncError { node },
+            85..90 => Kind::ReadError { node, pick: rng.bits() },
+            90..95 => Kind::Rot { node, pick: rng.bits() },
+            95..97 => Kind::Swap { node, how: rng.bits() },
+            _ => Kind::Drift { node, ppm: rng.between(0, 40_000) as i64 - 20_000 },
+        };
+        Fault { at, lasts, kind }
+    }
+
+    /// When everything is over.
+    #[must_use]
+    pub fn end(&self) -> Time {
+        self.faults.iter().map(|fault| fault.at + fault.lasts).max().unwrap_or(0)
+    }
+}
+
+impl World {
+    fn paths(&self, kind: Kind) -> Vec<(usize, usize)> {
+        let count = self.nodes.len();
+        match kind {
+            Kind::CutOneWay { from, to, .. } => vec![(from, to)],
+            Kind::Cut { a, b, .. } | Kind::Slow { a, b, .. } | Kind::Loss { a, b, .. } => {
+                vec![(a, b), (b, a)]
+            }
+            Kind::Isolate { node, hears, heard } => (0..count)
+                .filter(|other| *other != node)
+                .flat_map(|other| {
+                    let out = (!heard).then_some((node, other));
+                    let into = (!hears).then_some((other, node));
+                    out.into_iter().chain(into)
+                })
+                .collect(),
+            Kind::Split { side } => {
+                let on = |n: usize| side >> n & 1 == 1;
+                (0..count)
+                    .flat_map(|a| (0..count).map(move |b| (a, b)))
+                    .filter(|(a, b)| a != b && on(*a) != on(*b))
+                    .collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Nodes that a fault concerns.
+    fn concerned(&self, kind: Kind) -> Vec<usize> {
+        match kind {
+            Kind::Kill { node }
+            | Kind::Power { node }
+            | Kind::CrashAtOutput { node, .. }
+            | Kind::RaftDisk { node, .. }
+            | Kind::Freeze { node }
+            | Kind::SlowDisk { node, .. }
+            | Kind::WriteError { node }
+            | Kind::SyncError { node }
+            | Kind::ReadError { node, .. }
+            | Kind::Rot { node, .. }
+            | Kind::Swap { node, .. } => vec![node],
+            Kind::Break { a, b } => vec![a, b],
+            Kind::PowerAll => (0..self.nodes.len()).collect(),
+            Kind::Drift { .. } => vec![],
+            _ => self.paths(kind).into_iter().flat_map(|(a, b)| [a, b]).collect(),
+        }
+    }
+
+    /// Whether something was wrong with node `n` since `since`.
+    pub(crate) fn was_impaired(&self, n: usize, since: Time) -> bool {
+        let node = &self.nodes[n];
+        node.troubled >= since || node.troubles > 0 || !node.is_running(self.now)
+    }
+
+    fn trouble(&mut self, kind: Kind, begins: bool) {
+        let now = self.now;
+        for n in self.concerned(kind) {
+            let node = &mut self.nodes[n];
+            node.troubled = now;
+            node.troubles =
+                if begins { node.troubles + 1 } else { node.troubles.saturating_sub(1) };
+        }
+    }
+
+    /// A fault of the plan begins.
+    pub(crate) fn begin_fault(&mut self, number: usize) {
+        let fault = self.plan.faults[number];
+        if self.plan.without[number] || self.healing || !self.apply(number, fault) {
+            return;
+        }
+        self.figures.faults += 1;
+        self.trace.mix(self.now, 80, number as u64);
+        self.note(|| format!("FAULT {number}: {:?} for {} ms", fault.kind, fault.lasts / MS));
+        self.plan.begun[number] = true;
+        self.trouble(fault.kind, true);
+        self.after(fault.lasts, Event::Heal { index: number });
+    }
+
+    /// Carries a fault out; false if it makes no sense now.
+    fn apply(&mut self, number: usize, fault: Fault) -> bool {
+        let now = self.now;
+        match fault.kind {
+            Kind::Kill { node } => {
+                if self.nodes[node].process.is_none() {
+                    return false;
+                }
+                self.kill(node, Death::Kill);
+            }
+            Kind::Power { node } => {
+                if !self.nodes[node].powered {
+                    return false;
+                }
+                self.kill(node, Death::Power);
+            }
+            Kind::PowerAll => {
+                for node in 0..self.nodes.len() {
+                    if self.nodes[node].powered {
+                        self.kill(node, Death::Power);
+                    }
+                }
+            }
+            Kind::CrashAtOutput { node, outputs, death } => {
+                if self.nodes[node].process.is_none() {
+                    return false;
+                }
+                self.nodes[node].doomed = Some((outputs, death));
+            }
+            Kind::RaftDisk { node, kept } => self.nodes[node].raft.fail_next(kept),
+            Kind::CutOneWay { what, .. } | Kind::Cut { what, .. } => self.cut(fault.kind, what),
+            Kind::Isolate { .. } | Kind::Split { .. } => self.cut(fault.kind, Traffic::All),
+            Kind::Slow { by, .. } => {
+                for (from, to) in self.paths(fault.kind) {
+                    self.net.path_mut(from, to).slow = by;
+                }
+            }
+            Kind::Loss { percent, .. } => {
+                for (from, to) in self.paths(fault.kind) {
+                    self.net.path_mut(from, to).loss = percent;
+                }
+            }
+            Kind::Break { a, b } => {
+                for conn in self.net.between(a, b) {
+                    for side in 0..2 {
+                        self.net.clear(conn, side);
+                        self.receive_item(conn, side, Item::Reset);
+                    }
+                }
+            }
+            Kind::Freeze { node } => {
+                let until = now + fault.lasts;
+                let node = &mut self.nodes[node];
+                node.frozen = node.frozen.max(until);
+                node.resumed = node.clock.at(node.frozen);
+            }
+            Kind::SlowDisk { node, by } => self.nodes[node].slow_disk = by,
+            Kind::WriteError { node } | Kind::SyncError { node } => {
+                if !self.may_destroy(node) {
+                    return false;
+                }
+                if matches!(fault.kind, Kind::WriteError { .. }) {
+                    self.nodes[node].disk.write_errors += 1;
+                } else {
+                    self.nodes[node].disk.sync_errors += 1;
+                }
+            }
+            Kind::ReadError { node, pick } | Kind::Rot { node, pick } => {
+                return self.damage(number, node, pick, matches!(fault.kind, Kind::Rot { .. }));
+            }
+            Kind::Swap { node, how } => {
+                let size = self.nodes[node].disk.size();
+                let id = self.nodes[node].id;
+                let state = self.newest_state();
+                let used = state.is_some_and(|state| state.replicas_on(id).next().is_some());
+                // Replicas that are not found fail for good (R11). A pool without any may change.
+                if self.nodes[node].process.is_none() || !used || !self.may_destroy(node) {
+                    return false;
+                }
+                self.kill(node, Death::Kill);
+                let mut other = SimDisk::new(size);
+                let mut rng = Rng::new(how, 1);
+                let (cluster, pool) = (Uuid::from_u128(rng.id()), Uuid::from_u128(rng.id()));
+                let cluster = if how % 3 == 1 { ClusterId(cluster) } else { self.cluster };
+                if how % 3 != 0 {
+                    let options = store::FormatOptions {
+                        cluster,
+                        pool: PoolId(pool),
+                        slot_size: 64 << 10,
+                        force: true,
+                    };
+                    // It cannot fail: the disk is large enough and has no errors.
+                    let _ = store::format(&mut other, &options);
+                }
+                let node = &mut self.nodes[node];
+                node.kept = Some(std::mem::replace(&mut node.disk, other));
+                let n = node.id;
+                self.restart_later(index(n));
+            }
+            Kind::Drift { node, ppm } => self.nodes[node].clock.set_drift(now, ppm),
+        }
+        true
+    }
+
+    fn cut(&mut self, kind: Kind, what: Traffic) {
+        let now = self.now;
+        for (from, to) in self.paths(kind) {
+            let was = self.net.data_cut(from, to);
+            let path = self.net.path_mut(from, to);
+            match what {
+                Traffic::All => path.cuts += 1,
+                Traffic::Data => path.data_cuts += 1,
+                Traffic::Control => path.control_cuts += 1,
+            }
+            if !was && self.net.data_cut(from, to) {
+                self.net.path_mut(from, to).since = now;
+                self.path_was_cut(from, to);
+            }
+        }
+    }
+
+    fn uncut(&mut self, kind: Kind, what: Traffic) {
+        for (from, to) in self.paths(kind) {
+            let was = self.net.data_cut(from, to);
+            let path = self.net.path_mut(from, to);
+            match what {
+                Traffic::All => path.cuts -= 1,
+                Traffic::Data => path.data_cuts -= 1,
+                Traffic::Control => path.control_cuts -= 1,
+            }
+            if was && !self.net.data_cut(from, to) {
+                self.path_was_healed(from, to);
+                self.net.path_mut(from, to).since = self.now;
+            }
+        }
+    }
+
+    /// A fault of the plan ends.
+    pub(crate) fn end_fault(&mut self, number: usize) {
+        if !std::mem::take(&mut self.plan.begun[number]) {
+            return;
+        }
+        let fault = self.plan.faults[number];
+        self.note(|| format!("healed {number}: {:?}", fault.kind));
+        self.trouble(fault.kind, false);
+        match fault.kind {
+            Kind::Kill { node } | Kind::Power { node } => self.start_later(node, MS),
+            Kind::CrashAtOutput { node, .. } => {
+                self.nodes[node].doomed = None;
+                self.start_later(node, MS);
+            }
+            Kind::PowerAll => {
+                for node in 0..self.nodes.len() {
+                    let delay = self.rng.below(3_000) * MS;
+                    self.start_later(node, delay);
+                }
+            }
+            Kind::RaftDisk { node, .. } => self.nodes[node].raft.heal(),
+            Kind::CutOneWay { what, .. } | Kind::Cut { what, .. } => self.uncut(fault.kind, what),
+            Kind::Isolate { .. } | Kind::Split { .. } => self.uncut(fault.kind, Traffic::All),
+            Kind::Slow { .. } => {
+                for (from, to) in self.paths(fault.kind) {
+                    self.net.path_mut(from, to).slow = 0;
+                }
+            }
+            Kind::Loss { .. } => {
+                for (from, to) in self.paths(fault.kind) {
+                    self.net.path_mut(from, to).loss = 0;
+                }
+            }
+            Kind::SlowDisk { node, .. } => self.nodes[node].slow_disk = 0,
+            Kind::WriteError { node } | Kind::SyncError { node } => {
+                self.nodes[node].disk.write_errors = 0;
+                self.nodes[node].disk.sync_errors = 0;
+            }
+            Kind::ReadError { node, .. } => self.disk_of(node).heal(),
+            Kind::Rot { .. } => self.repair(|rotten| rotten.fault == number),
+            Kind::Swap { node, .. } => self.swap_back(node),
+            Kind::Break { .. } | Kind::Freeze { .. } | Kind::Drift { .. } => {}
+        }
+    }
+
+    /// The pool's own disk, wherever it is.
+    fn disk_of(&mut self, n: usize) -> &mut SimDisk {
+        let node = &mut self.nodes[n];
+        node.kept.as_mut().unwrap_or(&mut node.disk)
+    }
+
+    fn swap_back(&mut self, n: usize) {
+        if self.nodes[n].process.is_some() {
+            self.kill(n, Death::Kill);
+        }
+        let Some(disk) = self.nodes[n].kept.take() else { return };
+        let (id, pool) = (self.nodes[n].id, self.nodes[n].pool);
+        let known = self.newest_state().and_then(|state| state.nodes.get(&id)?.pool);
+        match known {
+            // All its replicas were given up meanwhile: the other disk is its pool now (R11).
+            Some(known) if known.id != pool => self.nodes[n].pool = known.id,
+            _ => self.nodes[n].disk = disk,
+        }
+        self.start_later(n, 10 * MS);
+    }
+
+    /// Everything is healed: no fault begins any more, those under way end.
+    pub(crate) fn heal_all(&mut self) {
+        self.healing = true;
+        for number in 0..self.plan.faults.len() {
+            self.end_fault(number);
+        }
+        self.repair(|_| true);
+        for n in 0..self.nodes.len() {
+            self.disk_of(n).heal();
+            let node = &mut self.nodes[n];
+            node.doomed = None;
+            node.frozen = node.frozen.min(self.now + 1);
+            if node.process.is_none() {
+                self.start_later(n, 5 * MS);
+            }
+        }
+    }
+
+    /// Whether a copy on node `n` may be destroyed for good: every volume with a copy there has
+    /// another one that is in sync and in order, and pools remain for a replacement.
+    fn may_destroy(&self, n: usize) -> bool {
+        let good = self.nodes.iter().filter(|node| node.member && !node.pool_dead).count();
+        let condemned = self
+            .nodes
+            .iter()
+            .any(|node| node.disk.write_errors + node.disk.sync_errors > 0 && !node.pool_dead);
+        let Some(state) = self.newest_state() else { return false };
+        let id = self.nodes[n].id;
+        let covered = state.volumes.values().all(|volume| {
+            let here =
+                volume.replicas.values().any(|r| r.node == id && volume.isr.contains(&r.replica));
+            let elsewhere = volume.isr.iter().filter_map(|id| volume.replicas.get(id)).any(|r| {
+                let at = index(r.node);
+                let node = &self.nodes[at];
+                r.node != id
+                    && !node.pool_dead
+                    && node.is_running(self.now)
+                    && node.troubles == 0
+                    && node.kept.is_none()
+                    && r.state == metadata::ReplicaState::Ready
+            });
+            !here || (elsewhere && volume.isr.len() >= 2)
+        });
+        good > 2
+            && !condemned
+            && covered
+            && !self.nodes[n].pool_dead
+            && self.nodes[n].kept.is_none()
+    }
+
+    /// Damages blocks of one copy while another one is in sync.
+    fn damage(&mut self, number: usize, n: usize, pick: u64, rot: bool) -> bool {
+        let Some(state) = self.newest_state() else { return false };
+        if self.nodes[n].process.is_none() || !self.rotten.is_empty() {
+            return false;
+        }
+        let id = self.nodes[n].id;
+        let mut rng = Rng::new(pick, 2);
+        let mut done = false;
+        for record in state.volumes.values() {
+            let Some(volume) = self.checks.volume(record.volume) else { continue };
+            let here =
+                record.replicas.values().find(|r| r.node == id && record.isr.contains(&r.replica));
+            let Some(replica) = here.map(|r| r.replica).filter(|_| record.isr.len() > 1) else {
+                continue;
+            };
+            let written: Vec<u32> = self.checks.blocks[volume].written().collect();
+            for _ in 0..rng.between(1, 6) {
+                let Some(block) = rng.pick(&written) else { continue };
+                let Some(process) = &self.nodes[n].process else { continue };
+                let offset = u64::from(block) * BLOCK;
+                let Some(Some(place)) = process.data.store.locate(replica, offset) else {
+                    continue;
+                };
+                if !rot {
+                    self.nodes[n].disk.make_unreadable(place.offset);
+                    done = true;
+                } else if place.verified && self.rotten.iter().all(|r| r.place != (n, place.offset))
+                {
+                    let good = self.nodes[n].disk.block(place.offset).cloned();
+                    if self.nodes[n].disk.rot(place.offset, rng.bits())
+                        && let Some(bad) = self.nodes[n].disk.block(place.offset).cloned()
+                    {
+                        self.rotten.push(Rotten {
+                            place: (n, place.offset),
+                            good,
+                            bad,
+                            fault: number,
+                        });
+                        done = true;
+                    }
+                }
+            }
+        }
+        done
+    }
+
+    /// Takes rot back where it still is.
+    pub(crate) fn repair(&mut self, which: impl Fn(&Rotten) -> bool) {
+        let (back, stay): (Vec<Rotten>, Vec<Rotten>) =
+            std::mem::take(&mut self.rotten).into_iter().partition(which);
+        self.rotten = stay;
+        for Rotten { place: (n, offset), good, bad, .. } in back {
+            self.disk_of(n).replace(offset, &bad, good);
+        }
+    }
+
+    /// Rot in blocks whose checksum a restart made unknown could not be noticed: see
+    /// docs/reliability.md. It is taken back.
+    pub(crate) fn repair_unverified(&mut self, n: usize) {
+        let Some(process) = &self.nodes[n].process else { return };
+        let store = &process.data.store;
+        let unknown: Vec<u64> = self
+            .rotten
+            .iter()
+            .filter(|rotten| rotten.place.0 == n && !store.verifies(rotten.place.1))
+            .map(|rotten| rotten.place.1)
+            .collect();
+        self.repair(|rotten| rotten.place.0 == n && unknown.contains(&rotten.place.1));
+    }
+
+    /// Whether a block on node `n` holds damage that was injected.
+    pub(crate) fn is_rotten(&self, n: usize, found: &Buf) -> bool {
+        self.rotten.iter().any(|rotten| rotten.place.0 == n && rotten.bad == *found)
+    }
+
+    /// How long all faults may take to end.
+    #[must_use]
+    pub fn last_fault(&self) -> Time {
+        self.plan.end() + SEC
+    }
+}

@@ -1,5 +1,4 @@
-//! Whoever runs the cluster: creates volumes, moves pods, replaces lost copies, grows volumes, adds
-//! nodes. In the daemon's terms: the CSI controller, Kubernetes and a person.
+//! Whoever runs the cluster: creates volumes, moves pods, adds copies, grows volumes, adds nodes. In the daemon's terms: the CSI controller, Kubernetes and a person.
 
 use crate::client::Life;
 use crate::clock::{MS, SEC};
@@ -41,8 +40,10 @@ pub struct Operator {
     pub joiners: Vec<(usize, u64)>,
     /// A change of membership is under way.
     changing: bool,
-    /// Whether copies are added and given up without need.
+    /// Whether copies are added without need.
     pub restless: bool,
+    /// How long a node may be lost before its replicas are replaced (R27).
+    pub replace_after: Duration,
 }
 
 impl Operator {
@@ -128,7 +129,7 @@ impl World {
         });
     }
 
-    fn new_replica(&mut self, node: types::NodeId) -> NewReplica {
+    pub(crate) fn new_replica(&mut self, node: types::NodeId) -> NewReplica {
         NewReplica {
             replica: ReplicaId(Uuid::from_u128(self.rng.id())),
             incarnation: Incarnation(Uuid::from_u128(self.rng.id())),
@@ -136,25 +137,15 @@ impl World {
         }
     }
 
-    /// Copies that failed are given up and made again elsewhere; volumes grow now and then.
+    /// Copies are added without need, and volumes grow, now and then.
     fn care(&mut self, volume: usize, state: &State, record: &metadata::Volume) {
-        let out = |r: &&metadata::Replica| !record.isr.contains(&r.replica);
-        let failed = record.replicas.values().filter(out).find(|r| r.state == ReplicaState::Failed);
         let usable = |r: &&metadata::Replica| {
             matches!(r.state, ReplicaState::Ready | ReplicaState::Creating)
         };
         let count = record.replicas.values().filter(usable).count() as u32;
         let id = record.volume;
-        if let Some(replica) = failed.map(|r| r.replica) {
-            return self.order(Command::RemoveReplica { volume: id, replica });
-        }
-        let spare = count > record.repl && record.isr.len() >= record.repl as usize;
-        let idle = record.replicas.values().filter(out).find(|r| r.state == ReplicaState::Ready);
-        if spare && let Some(replica) = idle.map(|r| r.replica) {
-            return self.order(Command::RemoveReplica { volume: id, replica });
-        }
         let whim = self.operator.restless && !self.healing && self.rng.one_in(60);
-        if count < record.repl || (whim && count == record.repl) {
+        if whim && count == record.repl {
             let exclude = record.replicas.values().map(|r| r.node).collect();
             let request = placement::Request {
                 size: record.reserved(),

@@ -92,6 +92,7 @@ impl World {
         }
         let mut operator = Operator::default();
         operator.restless = rng.chance(30);
+        operator.replace_after = core::time::Duration::from_secs(rng.between(4, 60));
         let mut checks = Checks::default();
         for _ in 0..rng.between(1, 2) {
             let id = VolumeId(Uuid::from_u128(rng.id()));
@@ -311,7 +312,17 @@ impl World {
         }
         let Some(state) = self.newest_state() else { return false };
         let Some(record) = state.volumes.get(&self.checks.volumes[volume]) else { return false };
-        let pools = self.nodes.iter().filter(|node| node.member && !node.pool_dead).count();
+        // A node keeps the record of a copy that failed there until there are enough others: it takes
+        // no second one (R27).
+        let usable = |node: &&Node| {
+            let spent = record.replicas.values().any(|replica| {
+                let over = metadata::ReplicaState::Failed == replica.state
+                    || metadata::ReplicaState::Deleting == replica.state;
+                replica.node == node.id && over
+            });
+            node.member && !node.pool_dead && !spent
+        };
+        let pools = self.nodes.iter().filter(usable).count();
         let wanted = (record.repl as usize).min(pools);
         let owner = self.operator.volumes[volume].owner.map(|client| &self.clients[client]);
         let served = owner.is_some_and(|client| {

@@ -8,6 +8,7 @@ use core::time::Duration;
 use metadata::{Change, Command, Outcome, ProposeError};
 use policy::fence::{Action, Candidate, fence_instance};
 use policy::leader::{Key, Roll, Step, register};
+use policy::replace;
 use std::collections::BTreeMap;
 use types::{Epoch, Instant, NodeId, ReplicaId, VolumeId};
 use wire::{Hello, Role, SealInfo, WireError};
@@ -22,6 +23,8 @@ pub(crate) enum ReadFor {
     Current,
     /// A node is about to be declared lost.
     Lost(NodeId),
+    /// A replica is about to be added or given up.
+    Replace(replace::Action),
 }
 
 /// One leadership.
@@ -40,6 +43,7 @@ impl World {
     /// Begins and ends leaderships as Raft's status says.
     pub(crate) fn follow_leadership(&mut self, n: usize) {
         let (now, here) = (self.local(n), self.nodes[n].id);
+        let replace_after = self.operator.replace_after;
         let Some(process) = &mut self.nodes[n].process else { return };
         let status = process.meta.status();
         let leads = status.leader == Some(here);
@@ -53,7 +57,7 @@ impl World {
         if leads && control.leading.is_none() {
             control.leading = Some(Leadership {
                 term: status.term,
-                roll: Roll::new(now),
+                roll: Roll::new(now).replacing_after(replace_after),
                 current: false,
                 steps: Steps::new(),
                 reads: Vec::new(),
@@ -105,6 +109,7 @@ impl World {
         match step {
             Step::Register(info) => self.step_command(n, key, register(state, info)),
             Step::Lost(node) => self.ask_read(n, ReadFor::Lost(node)),
+            Step::Replace(action) => self.ask_read(n, ReadFor::Replace(action)),
             Step::Fencing(Action::Fence { volume, expected_epoch, .. }) => {
                 self.figures.fences += 1;
                 self.step_command(n, key, Command::Fence { volume, expected_epoch });
@@ -201,8 +206,10 @@ impl World {
     }
 
     fn read_failed(&mut self, n: usize, what: ReadFor) {
-        if let ReadFor::Lost(node) = what {
-            self.end_step(n, Key::Lost(node), Ended::Again);
+        match what {
+            ReadFor::Current => {}
+            ReadFor::Lost(node) => self.end_step(n, Key::Lost(node), Ended::Again),
+            ReadFor::Replace(action) => self.end_step(n, replace_key(&action), Ended::Again),
         }
     }
 
@@ -229,8 +236,31 @@ impl World {
                         self.end_step(n, Key::Lost(node), Ended::Again);
                     }
                 }
+                ReadFor::Replace(action) => self.replace_replica(n, action),
             }
         }
+    }
+
+    /// Adds or gives up a replica, if that is still due (R27).
+    fn replace_replica(&mut self, n: usize, action: replace::Action) {
+        let now = self.local(n);
+        let Some(state) = self.state(n) else { return };
+        let due =
+            self.leading(n).is_some_and(|l| l.roll.replacements(&state, now).contains(&action));
+        let key = replace_key(&action);
+        if !due {
+            return self.end_step(n, key, Ended::Again);
+        }
+        let command = match action {
+            replace::Action::Add { volume, node } => {
+                let replica = self.new_replica(node);
+                Command::AddReplica { volume, replica }
+            }
+            replace::Action::Remove { volume, replica, isr_version } => {
+                Command::RemoveReplica { volume, replica, isr_version }
+            }
+        };
+        self.step_command(n, key, command);
     }
 
     // ---- seals -------------------------------------------------------------------------------
@@ -267,5 +297,12 @@ impl World {
         } else if !leading.seals.values().any(|(of, ..)| *of == volume) {
             self.end_step(n, Key::Volume(volume), Ended::Again);
         }
+    }
+}
+
+fn replace_key(action: &replace::Action) -> Key {
+    match action {
+        replace::Action::Add { .. } => Key::Add,
+        replace::Action::Remove { volume, .. } => Key::Remove(*volume),
     }
 }

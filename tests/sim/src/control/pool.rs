@@ -4,7 +4,7 @@ use super::Ended;
 use super::propose::{After, is_done};
 use crate::world::World;
 use core::time::Duration;
-use metadata::Outcome;
+use metadata::{Outcome, Refused};
 use policy::pool::{Task, plan};
 use store::StoreError;
 use types::ReplicaId;
@@ -16,10 +16,10 @@ impl World {
         let now = self.local(n);
         let here = self.nodes[n].id;
         let Some(process) = &mut self.nodes[n].process else { return };
-        if process.meta.state().replicas_on(here).next().is_none() {
+        let present = process.data.store.replicas();
+        if present.is_empty() && process.meta.state().replicas_on(here).next().is_none() {
             return;
         }
-        let present = process.data.store.replicas();
         let mut due = Vec::new();
         for task in plan(process.meta.state(), here, &present) {
             if process.control.pool_steps.begin(task.replica(), now) {
@@ -28,7 +28,9 @@ impl World {
         }
         for task in due {
             self.note(|| format!("node {} pool: {task:?}", n + 1));
-            if task.admin().is_some() {
+            if let Some(question) = task.question() {
+                self.propose(n, question, REPORT, After::Question(task));
+            } else if task.admin().is_some() {
                 self.pool_admin(n, task);
             } else {
                 self.pool_task_done(n, task, &Ok(()));
@@ -57,6 +59,15 @@ impl World {
             None => Ended::Again,
         };
         self.pool_step_ended(n, replica, ended);
+    }
+
+    /// The leader answered whether there is such a replica.
+    pub(crate) fn pool_answered(&mut self, n: usize, task: Task, outcome: &Option<Outcome>) {
+        match outcome {
+            Some(Err(Refused::NoReplica { .. })) => self.pool_admin(n, task),
+            Some(_) => self.pool_step_ended(n, task.replica(), Ended::Done),
+            None => self.pool_step_ended(n, task.replica(), Ended::Again),
+        }
     }
 
     fn pool_step_ended(&mut self, n: usize, replica: ReplicaId, ended: Ended) {

@@ -9,6 +9,7 @@ use engine::IsrAnswer;
 use metadata::{Command, Done, NodeInfo, Outcome, ProposeError, Refused};
 use policy::attachment::decided;
 use policy::leader::Key;
+use policy::pool::Task;
 use types::{Epoch, Instant, NodeId, ReplicaId, VolumeId};
 
 const ATTEMPT: Duration = Duration::from_millis(1500);
@@ -61,6 +62,7 @@ pub(crate) enum After {
     Isr { volume: VolumeId, epoch: Epoch, ticket: u64 },
     Step(Key),
     Pool(ReplicaId),
+    Question(Task),
 }
 
 /// The outcome interests nobody.
@@ -355,6 +357,7 @@ impl World {
             }
             After::Step(key) => self.step_concluded(n, key, &outcome),
             After::Pool(replica) => self.pool_reported(n, replica, &outcome),
+            After::Question(task) => self.pool_answered(n, task, &outcome),
         }
     }
 }

@@ -61,8 +61,10 @@ pub enum VolumeCommand {
         #[arg(long, value_parser = parse_size)]
         size: u64,
     },
-    /// Compares all copies in sync block by block; the volume stays in use.
-    Compare {
+    /// Reads all copies in sync, checks every block against its checksum and the other copies, and
+    /// rewrites what is unreadable or corrupt from a good copy; the volume stays in use.
+    #[command(visible_alias = "compare")]
+    Scrub {
         /// Id or name.
         volume: String,
     },
@@ -103,7 +105,7 @@ pub async fn volume(target: &Target, command: VolumeCommand, output: Output) -> 
             done(output, &id, "detached")
         }
         VolumeCommand::Expand { volume, size } => expand(&client, &volume, size, output).await,
-        VolumeCommand::Compare { volume } => compare(&client, &volume, output).await,
+        VolumeCommand::Scrub { volume } => scrub(&client, &volume, output).await,
         VolumeCommand::Delete { volume } => {
             let id = client.find_volume(&volume).await?.volume_id;
             client.delete_volume(&id).await?;
@@ -148,7 +150,7 @@ async fn expand(client: &Client, volume: &str, size: u64, output: Output) -> Res
     show(&grown, output)
 }
 
-async fn compare(client: &Client, volume: &str, output: Output) -> Result<()> {
+async fn scrub(client: &Client, volume: &str, output: Output) -> Result<()> {
     let id = client.find_volume(volume).await?.volume_id;
     let found = client.compare_replicas(&id).await?;
     let json = json!({
@@ -156,18 +158,34 @@ async fn compare(client: &Client, volume: &str, output: Output) -> Result<()> {
         "compared_bytes": found.compared_bytes,
         "different_blocks": found.different_blocks,
         "replicas": found.replicas,
+        "repaired_blocks": found.repaired_blocks,
+        "unrepairable_blocks": found.unrepairable_blocks,
     });
     output.show(&json, || {
-        let mut table = Table::new(&["VOLUME", "REPLICAS", "COMPARED", "DIFFERENT 64 KIB BLOCKS"]);
+        let mut table = Table::new(&[
+            "VOLUME",
+            "REPLICAS",
+            "COMPARED",
+            "DIFFERENT 64 KIB BLOCKS",
+            "REPAIRED 4 KIB BLOCKS",
+            "UNREPAIRABLE",
+        ]);
         table.row([
             id.clone(),
             found.replicas.to_string(),
             size(found.compared_bytes),
             found.different_blocks.to_string(),
+            found.repaired_blocks.to_string(),
+            found.unrepairable_blocks.to_string(),
         ]);
         table
     })?;
     anyhow::ensure!(found.different_blocks == 0, "the replicas of {id} differ");
+    anyhow::ensure!(
+        found.unrepairable_blocks == 0,
+        "{} blocks of {id} are unreadable or corrupt on every replica",
+        found.unrepairable_blocks
+    );
     Ok(())
 }
 

@@ -146,6 +146,11 @@ pub struct CompareResult {
     pub different: u64,
     /// Replicas compared.
     pub replicas: u32,
+    /// Blocks of 4 KiB that one of them could not serve and that were rewritten from another.
+    pub repaired: u64,
+    /// Blocks that none of them could serve: reading them is an error. At least so many: of 64 KiB
+    /// with such a block the rest is not looked at.
+    pub unrepairable: u64,
 }
 
 /// One effect.
@@ -209,6 +214,15 @@ pub enum Output {
         /// For people.
         reason: String,
     },
+    /// Blocks of an in-sync replica did not match their checksum, or its disk could not read them.
+    Repaired {
+        /// Whose.
+        replica: ReplicaId,
+        /// Blocks of 4 KiB that were rewritten from another replica.
+        repaired: u64,
+        /// Blocks that no in-sync replica has.
+        unrepairable: u64,
+    },
     /// Answer to [`Input::Compare`]; `None` if it could not be done.
     Compared {
         /// Which.
@@ -271,4 +285,8 @@ pub struct Status {
     pub writes: u64,
     /// Likewise.
     pub flushes: u64,
+    /// Blocks of 4 KiB that a replica could not serve and that were rewritten from another.
+    pub repaired: u64,
+    /// Blocks that no replica could serve, when last found.
+    pub unrepairable: u64,
 }

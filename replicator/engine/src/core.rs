@@ -73,6 +73,8 @@ pub(crate) struct Counters {
     pub(crate) reads: u64,
     pub(crate) writes: u64,
     pub(crate) flushes: u64,
+    pub(crate) repaired: u64,
+    pub(crate) unrepairable: u64,
 }
 
 impl Engine {
@@ -165,6 +167,8 @@ impl Engine {
             reads: self.counters.reads,
             writes: self.counters.writes,
             flushes: self.counters.flushes,
+            repaired: self.counters.repaired,
+            unrepairable: self.counters.unrepairable,
         }
     }
 

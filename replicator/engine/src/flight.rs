@@ -120,6 +120,8 @@ pub(crate) struct Flight {
     pub(crate) nospace: Mask,
     /// Members that could not serve this read.
     pub(crate) avoid: Mask,
+    /// Nobody could serve all of this read, and a repair has since put together what each had.
+    pub(crate) repaired: bool,
     /// No room on some members: the others are being put back.
     pub(crate) rolling_back: bool,
     /// The front-end has its answer.
@@ -159,6 +161,7 @@ impl Flights {
             acked: Mask::default(),
             nospace: Mask::default(),
             avoid: Mask::default(),
+            repaired: false,
             rolling_back: false,
             completed: false,
         }));

@@ -5,6 +5,7 @@ use crate::core::{Engine, Phase};
 use crate::flight::{Foreground, Kind, Mask, Purpose};
 use crate::member::{Member, Standing};
 use crate::region::is_job;
+use crate::repair::{Awaited, is_unreadable};
 use types::{BlockOp, Era, Instant, IoError, IoId, MAX_IO, crc32c, in_bounds};
 use wire::{Reply, Request, WireError};
 
@@ -96,7 +97,7 @@ impl Engine {
             .all(|(index, m)| m.lease > self.now || !(m.in_sync() || grown(index)))
     }
 
-    fn launch_read(&mut self, seq: u64, out: &mut Vec<Output>) {
+    pub(crate) fn launch_read(&mut self, seq: u64, out: &mut Vec<Output>) {
         let Some(flight) = self.flights.get_mut(seq) else { return };
         let avoid = flight.avoid;
         let fit = |(index, m): &(usize, &Member)| {
@@ -116,7 +117,11 @@ impl Engine {
         flight.launched = false;
         flight.waiting = Mask::default();
         if in_sync.without(flight.avoid).is_empty() {
+            if self.repair_for_read(seq, out) {
+                return;
+            }
             // Nobody has a readable copy.
+            let Some(flight) = self.flights.get_mut(seq) else { return };
             if let Purpose::Foreground(foreground) = flight.purpose {
                 self.complete_error(foreground.id, IoError::Io, out);
             }
@@ -167,6 +172,9 @@ impl Engine {
             _ => WireError::Invalid { reason: "a read was answered by another reply".into() },
         };
         flight.avoid.add(index);
+        if is_unreadable(&error) {
+            self.start_repair(index, (offset, len.into()), Awaited::Nobody, out);
+        }
         self.read_elsewhere(seq, index, out);
         if let WireError::ReplicaFailed { .. } = error {
             self.member_error(index, &error, out);

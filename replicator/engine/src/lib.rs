@@ -26,6 +26,7 @@ mod lock;
 mod member;
 mod pace;
 mod region;
+mod repair;
 mod reply;
 mod resync;
 mod rollback;

@@ -104,7 +104,7 @@ impl Engine {
             Purpose::Foreground(_) | Purpose::Seal | Purpose::Ping | Purpose::JoinFlush { .. } => {}
             Purpose::EraFlush | Purpose::EraSeal => self.era_lost(index, purpose, over, out),
             Purpose::Tags { target } => self.abandon_resync(target, out),
-            Purpose::Region { job } => self.region_failed(job, out),
+            Purpose::Region { job } => self.region_lost(job, index, out),
             Purpose::RollbackRead { write } => self.rollback_read_failed(write, index, out),
             Purpose::RollbackWrite { write } => {
                 self.rollback_write_failed(write, index, over, out);

@@ -1,12 +1,13 @@
 //! Work on one region under the range lock: copying what differs to a resync target (R19, R21),
-//! or comparing all in-sync replicas.
+//! comparing all in-sync replicas, or repairing what one of them cannot serve (see `repair`).
 
 use crate::api::{CompareResult, Output};
 use crate::core::{Engine, Phase};
 use crate::flight::{Mask, Purpose};
 use crate::member::Member;
+use crate::repair::{Awaited, Repair, is_unreadable};
 use types::{HASH_BLOCK, MAX_IO, REGION, crc32c};
-use wire::{Reply, Request};
+use wire::{Reply, Request, WireError};
 
 /// Holders of the range lock with this bit are region jobs; the others are flights.
 const JOB: u64 = 1 << 63;
@@ -19,9 +20,10 @@ pub(crate) const fn is_job(holder: u64) -> bool {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Task {
+pub(crate) enum Task {
     Copy { target: usize, source: usize },
     Compare,
+    Repair(Repair),
 }
 
 #[derive(Debug)]
@@ -31,9 +33,29 @@ pub(crate) struct RegionJob {
     len: u64,
     locked: bool,
     asked: Mask,
+    /// Who has answered; nothing from one that could not read what it has.
     hashes: Vec<(usize, Vec<u32>)>,
     /// Ranges (offset, length) still to be copied, last first.
     todo: Vec<(u64, u64)>,
+}
+
+impl RegionJob {
+    pub(crate) fn repair(&self) -> Option<&Repair> {
+        if let Task::Repair(repair) = &self.task { Some(repair) } else { None }
+    }
+
+    pub(crate) fn repair_mut(&mut self) -> Option<&mut Repair> {
+        if let Task::Repair(repair) = &mut self.task { Some(repair) } else { None }
+    }
+
+    /// Start and end, in bytes.
+    pub(crate) const fn range(&self) -> (u64, u64) {
+        (self.offset, self.offset + self.len)
+    }
+
+    pub(crate) const fn covers(&self, start: u64, end: u64) -> bool {
+        self.offset <= start && end <= self.offset + self.len
+    }
 }
 
 /// A comparison of the whole volume under way.
@@ -43,7 +65,7 @@ pub(crate) struct Comparison {
     members: Mask,
     next: u64,
     active: u32,
-    result: CompareResult,
+    pub(crate) result: CompareResult,
 }
 
 impl Engine {
@@ -59,7 +81,14 @@ impl Engine {
         self.start_job(Task::Copy { target, source }, asked, offset, len, out);
     }
 
-    fn start_job(&mut self, task: Task, asked: Mask, offset: u64, len: u64, out: &mut Vec<Output>) {
+    pub(crate) fn start_job(
+        &mut self,
+        task: Task,
+        asked: Mask,
+        offset: u64,
+        len: u64,
+        out: &mut Vec<Output>,
+    ) {
         self.next_job += 1;
         let id = JOB | self.next_job;
         let (hashes, todo) = (Vec::new(), Vec::new());
@@ -73,6 +102,9 @@ impl Engine {
     pub(crate) fn region_locked(&mut self, id: u64, out: &mut Vec<Output>) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         job.locked = true;
+        if job.repair().is_some() {
+            return self.repair_check(id, out);
+        }
         let (asked, request) = (job.asked, Request::Hash { offset: job.offset, len: job.len });
         self.send_internal(Purpose::Region { job: id }, request, asked, out);
     }
@@ -85,15 +117,15 @@ impl Engine {
         out: &mut Vec<Output>,
     ) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
+        if job.repair().is_some() {
+            return self.repair_reply(id, index, reply, out);
+        }
         match reply {
             Reply::Hashes(hashes) => {
                 if hashes.len() as u64 != job.len.div_ceil(HASH_BLOCK) {
                     return self.region_failed(id, out);
                 }
-                job.hashes.push((index, hashes));
-                if job.hashes.len() as u32 == job.asked.len() {
-                    self.hashed(id, out);
-                }
+                self.hashes_came(id, index, hashes, out);
             }
             Reply::Data { data, crc } => {
                 let Task::Copy { target, .. } = job.task else { return };
@@ -115,18 +147,68 @@ impl Engine {
         }
     }
 
+    /// `index` refused a request of the job, or lost it.
+    pub(crate) fn region_refused(
+        &mut self,
+        id: u64,
+        index: usize,
+        error: &WireError,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let (range, hashing) = ((job.offset, job.len), job.todo.is_empty());
+        match job.task {
+            Task::Repair(_) => return self.repair_refused(id, index, error, out),
+            // What cannot be read there is about to be overwritten, or is repaired afterwards.
+            Task::Copy { target, .. } if index == target && hashing && is_unreadable(error) => {
+                return self.hashes_came(id, index, Vec::new(), out);
+            }
+            Task::Compare if is_unreadable(error) => {
+                return self.hashes_came(id, index, Vec::new(), out);
+            }
+            // The next attempt finds it repaired, if anybody has it.
+            Task::Copy { source, .. } if index == source && is_unreadable(error) => {
+                self.start_repair(source, range, Awaited::Nobody, out);
+            }
+            Task::Copy { .. } | Task::Compare => {}
+        }
+        self.region_failed(id, out);
+    }
+
+    fn hashes_came(&mut self, id: u64, index: usize, hashes: Vec<u32>, out: &mut Vec<Output>) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.hashes.push((index, hashes));
+        if job.hashes.len() as u32 == job.asked.len() {
+            self.hashed(id, out);
+        }
+    }
+
     fn hashed(&mut self, id: u64, out: &mut Vec<Output>) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
-        let hashes = core::mem::take(&mut job.hashes);
-        let Some((first, others)) = hashes.split_first() else { return };
-        let differs = |block: usize| others.iter().any(|(_, other)| other[block] != first.1[block]);
-        let different = (0..first.1.len()).filter(|block| differs(*block));
+        let (range, count) = ((job.offset, job.len), job.len.div_ceil(HASH_BLOCK) as usize);
+        let (hashes, unreadable): (Vec<_>, Vec<_>) = core::mem::take(&mut job.hashes)
+            .into_iter()
+            .partition(|(_, hashes)| !hashes.is_empty());
+        let differs = |block: usize| hashes.iter().any(|(_, h)| h[block] != hashes[0].1[block]);
+        let copying = matches!(job.task, Task::Copy { .. });
+        let all = copying && !unreadable.is_empty();
+        let different = (0..count).filter(|block| all || differs(*block));
         match job.task {
+            Task::Repair(_) => {}
             Task::Compare => {
                 let (count, len) = (different.count() as u64, job.len);
                 if let Some(comparison) = &mut self.comparison {
                     comparison.result.different += count;
                     comparison.result.bytes += len;
+                }
+                let Some(ticket) = self.comparison.as_ref().map(|c| c.ticket) else { return };
+                for (bad, _) in unreadable {
+                    if !self.start_repair(bad, range, Awaited::Scan(ticket), out) {
+                        return self.abandon_comparison(out);
+                    }
+                    if let Some(comparison) = &mut self.comparison {
+                        comparison.active += 1;
+                    }
                 }
                 self.end_job(id, out);
             }
@@ -159,7 +241,7 @@ impl Engine {
     }
 
     /// The job is done: its range is released, and the next one is taken up.
-    fn end_job(&mut self, id: u64, out: &mut Vec<Output>) {
+    pub(crate) fn end_job(&mut self, id: u64, out: &mut Vec<Output>) {
         let Some(job) = self.jobs.remove(&id) else { return };
         self.unlock(job.offset, id, out);
         match job.task {
@@ -170,6 +252,12 @@ impl Engine {
                 }
                 self.fill_comparison(out);
             }
+            Task::Repair(Repair { awaited, .. }) => {
+                if let Some(comparison) = self.scan(awaited) {
+                    comparison.active -= 1;
+                    self.fill_comparison(out);
+                }
+            }
         }
     }
 
@@ -179,7 +267,21 @@ impl Engine {
         match job.task {
             Task::Copy { target, .. } => self.abandon_resync(target, out),
             Task::Compare => self.abandon_comparison(out),
+            Task::Repair(_) => self.abandon_repair(id, out),
         }
+    }
+
+    /// `index` was lost while it was asked.
+    pub(crate) fn region_lost(&mut self, id: u64, index: usize, out: &mut Vec<Output>) {
+        match self.jobs.get(&id).map(|job| job.task) {
+            Some(Task::Repair(_)) => self.repair_lost(id, index, out),
+            _ => self.region_failed(id, out),
+        }
+    }
+
+    /// The comparison that a repair was made for, if it still goes on.
+    pub(crate) fn scan(&mut self, awaited: Awaited) -> Option<&mut Comparison> {
+        self.comparison.as_mut().filter(|comparison| Awaited::Scan(comparison.ticket) == awaited)
     }
 
     pub(crate) fn abandon_comparison(&mut self, out: &mut Vec<Output>) {

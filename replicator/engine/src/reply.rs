@@ -63,7 +63,10 @@ impl Engine {
         );
         let request = if over { self.flights.remove(seq).map(|f| f.request) } else { None };
         if let Reply::Failed(error) = &reply {
-            self.internal_lost(purpose, index, over, out);
+            match purpose {
+                Purpose::Region { job } => self.region_refused(job, index, error, out),
+                _ => self.internal_lost(purpose, index, over, out),
+            }
             let mild = match error {
                 WireError::Disk { .. } => reading,
                 WireError::ReplicaFailed { .. } | WireError::Fenced { .. } => false,

@@ -100,7 +100,7 @@ impl Engine {
     }
 
     /// This member's content is not what it should be: if it is in the ISR it must leave.
-    fn expel(&mut self, index: usize, out: &mut Vec<Output>) {
+    pub(crate) fn expel(&mut self, index: usize, out: &mut Vec<Output>) {
         if self.members[index].counts() {
             self.members[index].unfit = true;
         }

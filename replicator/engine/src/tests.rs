@@ -4,6 +4,7 @@
 mod attach;
 mod history;
 mod membership;
+mod repair;
 mod replica;
 mod rng;
 mod serve;

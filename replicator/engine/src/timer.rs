@@ -134,7 +134,10 @@ impl Engine {
             }
             if self.now.since(flight.asked.max(self.resumed)) >= TARGET_STUCK {
                 if let Purpose::Region { job } = flight.purpose {
-                    slow.push(job);
+                    // A repair works on members that count: those may take longer.
+                    if self.jobs.get(&job).is_none_or(|job| job.repair().is_none()) {
+                        slow.push(job);
+                    }
                 } else if !flight.rolling_back {
                     stuck.0 |= flight.extra.0;
                 }

@@ -53,6 +53,15 @@ pub(super) async fn follow(node: Arc<Node>, mut events: UnboundedReceiver<DataEv
                     }
                 });
             }
+            DataEvent::Repaired { volume, replica, repaired, unrepairable } => {
+                let epoch = node.meta.state().volumes.get(&volume).map(|record| record.epoch);
+                let kind = if unrepairable > 0 { "blocks_lost" } else { "blocks_repaired" };
+                let message = format!(
+                    "replica {replica}: {repaired} blocks of 4 KiB were unreadable or corrupt and \
+                     were rewritten from another copy, {unrepairable} have no good copy"
+                );
+                node.events.local(kind, Some(volume), epoch, &message);
+            }
             DataEvent::PoolFull => {
                 let message = "the pool is full: writes that need new space get ENOSPC";
                 node.events.local("pool_full", None, None, message);

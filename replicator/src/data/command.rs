@@ -90,6 +90,17 @@ pub enum DataEvent {
         /// For people.
         reason: String,
     },
+    /// Blocks of a replica could not be read as they were written.
+    Repaired {
+        /// The volume.
+        volume: VolumeId,
+        /// Whose.
+        replica: ReplicaId,
+        /// Blocks of 4 KiB rewritten from another replica.
+        repaired: u64,
+        /// Blocks that no in-sync replica has.
+        unrepairable: u64,
+    },
     /// The pool of this node has no free slot.
     PoolFull,
     /// A resync reached its end.

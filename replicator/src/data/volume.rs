@@ -188,6 +188,10 @@ impl Thread {
                 warn!(volume = %id, %epoch, %replica, reason, "a replica failed");
                 self.tell(DataEvent::ReplicaFailed { replica, reason });
             }
+            Output::Repaired { replica, repaired, unrepairable } => {
+                warn!(volume = %id, %epoch, %replica, repaired, unrepairable, "blocks could not be read as they were written");
+                self.tell(DataEvent::Repaired { volume: id, replica, repaired, unrepairable });
+            }
             Output::Compared { ticket, result } => {
                 if let Some(answer) = volume.compares.remove(&ticket) {
                     let _ = answer.send(result.ok_or(DataError::Comparison));

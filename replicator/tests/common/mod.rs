@@ -1,6 +1,7 @@
 //! What the tests of whole daemons share.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod bed;
 pub mod nbd;
 
 use client::Client;

@@ -43,6 +43,19 @@ impl Client {
         .await
     }
 
+    pub async fn flush(&self) -> std::io::Result<()> {
+        self.with(|client| client.flush()).await
+    }
+
+    /// `bytes` at `offset`, without a flush.
+    pub async fn put(&self, offset: u64, bytes: Vec<u8>) -> std::io::Result<()> {
+        self.with(move |client| {
+            client.seek(SeekFrom::Start(offset))?;
+            client.write_all(&bytes)
+        })
+        .await
+    }
+
     pub async fn read(&self, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
         self.with(move |client| {
             client.seek(SeekFrom::Start(offset))?;

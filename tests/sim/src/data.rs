@@ -528,6 +528,10 @@ impl World {
             EngineOutput::ReplicaFailed { replica, reason } => {
                 self.replica_failed(n, replica, reason);
             }
+            EngineOutput::Repaired { replica, repaired, unrepairable } => self.note(|| {
+                let node = n + 1;
+                format!("node {node} epoch {epoch}: {replica}: {repaired} blocks repaired, {unrepairable} not")
+            }),
             EngineOutput::Compared { ticket, result } => self.compared(n, id, ticket, result),
             EngineOutput::Failed { reason } => {
                 self.note(|| format!("node {} epoch {epoch}: engine failed: {reason}", n + 1));

@@ -207,6 +207,7 @@ impl World {
         let new = self.replicas.len();
         self.replicas.push(Replica::new(SIZE));
         self.power_lost.push(None);
+        self.repaired.push(0);
         let keep = (0..=new).filter(|index| *index == 0 || *index > old);
         let specs = keep.map(|index| self.member(index, 0, &[])).collect();
         self.tell(slot, Input::Members(specs));

@@ -15,6 +15,9 @@ pub(super) type SessionKey = (usize, u64);
 /// A block's content: its value, and the replica's own count of writes.
 pub(super) type Cell = (u64, u64);
 
+/// What a rotten block holds, for who does not know better.
+const ROT: u64 = u64::MAX;
+
 #[derive(Clone, Debug)]
 pub(super) struct Session {
     pub(super) hello: Hello,
@@ -46,6 +49,12 @@ pub(super) struct Replica {
     /// No room for blocks that were never written.
     pub(super) full: bool,
     pub(super) unreadable: BTreeSet<u64>,
+    /// Blocks that do not match their checksum: now, and after a loss of power.
+    pub(super) rotten: BTreeSet<u64>,
+    rotten_durable: BTreeSet<u64>,
+    /// As a store does, a new process does not know the checksums of regions that were written since
+    /// the last sealed era: rot in them passes for content from then on.
+    pub(super) forgets_checksums: bool,
     pub(super) write_errors: bool,
     /// Flushes and era seals that were done, for tests that count them.
     pub(super) flushes: u64,
@@ -74,6 +83,9 @@ impl Replica {
             stuck_until: Instant(0),
             full: false,
             unreadable: BTreeSet::new(),
+            rotten: BTreeSet::new(),
+            rotten_durable: BTreeSet::new(),
+            forgets_checksums: false,
             write_errors: false,
             flushes: 0,
             eras: Vec::new(),
@@ -86,6 +98,21 @@ impl Replica {
 
     pub(super) fn durable_value(&self, block: u64) -> u64 {
         self.durable.get(&block).map_or(0, |cell| cell.0)
+    }
+
+    /// A block rots on the disk.
+    pub(super) fn rot(&mut self, block: u64) {
+        self.rotten.insert(block);
+        self.rotten_durable.insert(block);
+    }
+
+    /// Why these blocks cannot be served.
+    fn damage(&self, blocks: core::ops::Range<u64>) -> Option<WireError> {
+        if self.unreadable.range(blocks.clone()).next().is_some() {
+            return Some(WireError::Disk { errno: 5 });
+        }
+        let rotten = self.rotten.range(blocks).next();
+        rotten.map(|block| WireError::Checksum { offset: block * BLOCK })
     }
 
     /// Refuses a hello, or opens its session.
@@ -162,8 +189,8 @@ impl Replica {
             Request::Read { offset, len } => {
                 let first = offset / BLOCK;
                 let count = u64::from(*len) / BLOCK;
-                if (first..first + count).any(|block| self.unreadable.contains(&block)) {
-                    return Reply::Failed(WireError::Disk { errno: 5 });
+                if let Some(error) = self.damage(first..first + count) {
+                    return Reply::Failed(error);
                 }
                 let mut data = BufMut::zeroed(*len as usize);
                 for (block, chunk) in (first..).zip(data.as_mut_slice().chunks_mut(4096)) {
@@ -175,6 +202,7 @@ impl Replica {
             }
             Request::Flush => {
                 self.flushes += 1;
+                self.rotten_durable.clone_from(&self.rotten);
                 for (block, cell) in snapshot {
                     let durable = self.durable.entry(*block).or_default();
                     *durable = if cell.1 > durable.1 { *cell } else { *durable };
@@ -199,6 +227,9 @@ impl Replica {
                 Reply::Regions { regions: found, next }
             }
             Request::Hash { offset, len } => {
+                if let Some(error) = self.damage(offset / BLOCK..(offset + len) / BLOCK) {
+                    return Reply::Failed(error);
+                }
                 let hash = |start: u64| {
                     let blocks = start / BLOCK..(start + HASH_BLOCK).min(offset + len) / BLOCK;
                     blocks.fold(7_u64, |h, b| {
@@ -246,6 +277,8 @@ impl Replica {
         self.in_use = Some(self.boot);
         for (index, block) in blocks.enumerate() {
             self.writes += 1;
+            self.rotten.remove(&block);
+            self.unreadable.remove(&block);
             let value = data.map_or(0, |data| value_at(data, index));
             self.blocks.insert(block, (value, self.writes));
         }
@@ -259,6 +292,14 @@ impl Replica {
         self.sessions.clear();
         self.sealing.clear();
         self.in_flight.clear();
+        if self.forgets_checksums {
+            let tag = |block: u64| self.tags.get(&((block * BLOCK / REGION) as u32));
+            let unknown = |block: &u64| tag(*block).is_some_and(|tag| *tag > self.last_sealed);
+            for block in self.rotten.iter().copied().filter(unknown).collect::<Vec<_>>() {
+                self.rotten.remove(&block);
+                self.blocks.insert(block, (ROT, 0));
+            }
+        }
     }
 
     /// Power loss: each block that was not flushed is kept or lost.
@@ -269,6 +310,9 @@ impl Replica {
             let durable = self.durable.get(block).copied().unwrap_or_default();
             if durable != *cell && rng.chance(70) {
                 *cell = durable;
+                if self.rotten_durable.contains(block) {
+                    self.rotten.insert(*block);
+                }
             }
         }
         self.durable = self.blocks.clone();

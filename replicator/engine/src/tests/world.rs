@@ -146,6 +146,9 @@ pub(super) struct World {
     pub(super) disk: (u64, u64),
     /// When each replica lost power, by the history's clock.
     pub(super) power_lost: Vec<Option<u64>>,
+    /// Blocks of each replica that engines said to have repaired, and those that nobody had.
+    pub(super) repaired: Vec<u64>,
+    pub(super) unrepairable: u64,
 }
 
 impl World {
@@ -173,6 +176,8 @@ impl World {
             net: (20_000, 300_000),
             disk: (20_000, 600_000),
             power_lost: vec![None; count],
+            repaired: vec![0; count],
+            unrepairable: 0,
         }
     }
 
@@ -315,6 +320,10 @@ impl World {
             Output::Resynced { replica, .. } => self.slots[slot].resynced.push(index_of(replica)),
             Output::ReplicaFailed { replica, .. } => {
                 self.slots[slot].replica_failed.push(index_of(replica));
+            }
+            Output::Repaired { replica, repaired, unrepairable } => {
+                self.repaired[index_of(replica)] += repaired;
+                self.unrepairable += unrepairable;
             }
             Output::Compared { result, .. } => self.slots[slot].compared.push(result),
             Output::Failed { reason } => self.slots[slot].failed = Some(reason),

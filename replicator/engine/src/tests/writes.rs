@@ -177,7 +177,7 @@ fn a_bad_sector_is_read_elsewhere() {
     let read = world.read(slot, 8);
     world.run(ms(10));
     assert_eq!((world.result(read), world.isr()), (Some(Ok(())), vec![0, 1]));
-    world.replicas[1].unreadable.insert(8);
+    world.replicas.iter_mut().for_each(|replica| assert!(replica.unreadable.insert(8)));
     let read = world.read(slot, 8);
     world.run(ms(10));
     assert_eq!(world.result(read), Some(Err(IoError::Io)));

@@ -136,6 +136,8 @@ pub(super) async fn describe(node: &Node, volume: VolumeId) -> Option<api::Attac
         writes: status.as_ref().map_or(0, |status| status.writes),
         reads: status.as_ref().map_or(0, |status| status.reads),
         flushes: status.as_ref().map_or(0, |status| status.flushes),
+        repaired_blocks: status.as_ref().map_or(0, |status| status.repaired),
+        unrepairable_blocks: status.as_ref().map_or(0, |status| status.unrepairable),
     })
 }
 

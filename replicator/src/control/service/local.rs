@@ -37,6 +37,8 @@ impl ControlService {
             compared_bytes: result.bytes,
             different_blocks: result.different,
             replicas: result.replicas,
+            repaired_blocks: result.repaired,
+            unrepairable_blocks: result.unrepairable,
         })
     }
 

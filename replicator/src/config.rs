@@ -114,6 +114,14 @@ pub struct Settings {
     /// days); the same on every node, since the leader's counts [default: 300]
     #[arg(long, value_name = "SECONDS")]
     pub replace_after_seconds: Option<u64>,
+    /// Program that keeps kernel devices alive while this daemon restarts
+    /// [default: device-holder beside this program]
+    #[arg(long, value_name = "PATH")]
+    pub device_holder: Option<PathBuf>,
+    /// How long kernel devices wait for a daemon that is gone before their I/O gets errors: 1 to
+    /// 3600 seconds [default: 30]
+    #[arg(long, value_name = "SECONDS")]
+    pub device_grace_seconds: Option<u64>,
     /// What to log: error, warn, info, debug, trace, or per module like info,raft=debug
     /// [default: info]
     #[arg(long, value_name = "FILTER")]
@@ -162,6 +170,10 @@ pub struct Config {
     pub priority_io: PoolClass,
     /// How long a node may be lost before its replicas are replaced (R27).
     pub replace_after: Duration,
+    /// Absolute.
+    pub device_holder: PathBuf,
+    /// How long kernel devices outlive a daemon.
+    pub device_grace: Duration,
     /// Filter directives for `tracing_subscriber::EnvFilter`.
     pub log: String,
 }
@@ -205,6 +217,8 @@ impl Settings {
             peers: self.peers.or(other.peers),
             priority_io: self.priority_io.or(other.priority_io),
             replace_after_seconds: self.replace_after_seconds.or(other.replace_after_seconds),
+            device_holder: self.device_holder.or(other.device_holder),
+            device_grace_seconds: self.device_grace_seconds.or(other.device_grace_seconds),
             log: self.log.or(other.log),
         }
     }
@@ -247,6 +261,14 @@ impl Settings {
             let accepted = "5 to 2592000 (30 days)";
             return Err(invalid("replace_after_seconds", replace_after, accepted));
         }
+        let device_holder = match self.device_holder {
+            Some(path) => absolute("device_holder", Some(path))?,
+            None => beside_this_program("device-holder"),
+        };
+        let grace = self.device_grace_seconds.unwrap_or(30);
+        if !(1..=3600).contains(&grace) {
+            return Err(invalid("device_grace_seconds", grace, "1 to 3600"));
+        }
         let log = self.log.unwrap_or_else(|| "info".to_owned());
         if EnvFilter::try_new(&log).is_err() {
             let accepted = "error, warn, info, debug, trace, or filters like info,raft=debug";
@@ -264,6 +286,8 @@ impl Settings {
             control_socket,
             priority_io,
             replace_after: Duration::from_secs(replace_after),
+            device_holder,
+            device_grace: Duration::from_secs(grace),
             log,
         })
     }
@@ -279,6 +303,10 @@ pub fn parse_cluster(text: &str) -> Result<ClusterId, ConfigError> {
         Ok(cluster) if cluster != ClusterId::default() => Ok(cluster),
         _ => Err(invalid("cluster", text, accepted)),
     }
+}
+
+fn beside_this_program(name: &str) -> PathBuf {
+    std::env::current_exe().unwrap_or_default().with_file_name(name)
 }
 
 fn invalid(key: &'static str, value: impl ToString, accepted: &'static str) -> ConfigError {

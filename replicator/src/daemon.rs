@@ -90,8 +90,8 @@ pub async fn serve(config: Config, stopped: watch::Receiver<bool>) -> Result<(),
     // The lock comes before everything that touches the directory: what looks like a remnant of a
     // killed daemon may be in use by a live one.
     let _lock = lock_data_dir(&config.data_dir)?;
-    let data_dir = config.data_dir.clone();
-    tokio::task::spawn_blocking(move || control::remove_strays(&data_dir))
+    let settings = config.clone();
+    let legacy = tokio::task::spawn_blocking(move || control::Legacy::inherit(&settings))
         .await
         .map_err(|error| host("remove what a former process left")(io::Error::other(error)))?;
     let tcp = control::listen_tcp(config.control_address)?;
@@ -152,6 +152,7 @@ pub async fn serve(config: Config, stopped: watch::Receiver<bool>) -> Result<(),
         data_events,
         tcp,
         unix,
+        legacy,
     };
     let result = control::run(parts, stopped).await;
     data.shutdown();

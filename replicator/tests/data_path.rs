@@ -7,7 +7,7 @@ mod common;
 use common::bed::{Bed, SIZE};
 use replicator::data::{self, DataEvent};
 use std::time::Duration;
-use types::{EngineInstance, Epoch, NodeId};
+use types::{EngineInstance, Epoch, NodeId, Process};
 use uuid::Uuid;
 use wire::{Hello, Role, WireError};
 
@@ -87,7 +87,7 @@ async fn a_sealed_epoch_fences_the_engine_before_it() {
         incarnation: node.incarnation,
         epoch: Epoch(epoch),
         instance: EngineInstance(Uuid::from_u128(7)),
-        node: NodeId(9),
+        process: Process { node: NodeId(9), ..Process::default() },
         role: Role::Sealer,
     };
     // From another node over the wire; the read lease of the old engine runs out first (R3).

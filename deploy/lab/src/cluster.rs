@@ -1,10 +1,12 @@
 //! A lab and what can be done to it.
 
 use crate::layout::Layout;
+use crate::process::wait_until;
 use crate::state::{Registry, State, check_nodes, lock};
 use crate::{daemons, down, net, pool, rpc};
 use anyhow::{Context as _, Result, bail, ensure};
 use client::Client;
+use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -160,6 +162,35 @@ impl Lab {
     pub fn kill(&self, node: u64) -> Result<()> {
         self.check_node(node)?;
         self.change(|state| daemons::kill(state, node))
+    }
+
+    /// SIGKILLs all processes of a node: the daemons, what they started, what uses their volumes.
+    ///
+    /// # Errors
+    /// If there is no such node or a process will not go.
+    pub fn crash(&self, node: u64) -> Result<()> {
+        self.check_node(node)?;
+        daemons::crash(&self.layout, node)
+    }
+
+    /// Sends a signal to one daemon of a node, and waits until it is gone if `patience` says so.
+    ///
+    /// # Errors
+    /// If there is no such daemon, or it is still there.
+    pub fn signal(
+        &self,
+        node: u64,
+        daemon: &str,
+        signal: Signal,
+        patience: Option<Duration>,
+    ) -> Result<()> {
+        self.check_node(node)?;
+        let state = State::load(&self.layout.dir)?.context("the lab is gone")?;
+        let process = daemons::process(&state, node, daemon)?;
+        process.signal(signal)?;
+        let gone = |patience| wait_until(patience, || !process.is_alive());
+        ensure!(patience.is_none_or(gone), "{daemon} of node {node} is still there");
+        Ok(())
     }
 
     /// Starts what does not run of the node's daemons; see [`Lab::wait_ready`].

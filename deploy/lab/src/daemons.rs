@@ -1,7 +1,7 @@
 //! Starting and ending the daemons of a node.
 
 use crate::layout::Layout;
-use crate::process::{ProcessId, kill_all};
+use crate::process::{ProcessId, in_network_namespace, kill_all};
 use crate::state::State;
 use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CloneFlags, setns};
@@ -19,6 +19,8 @@ pub const REPLICATOR: &str = "replicator";
 pub const CSI_NODE: &str = "csi-node";
 /// The CSI controller.
 pub const CSI_CONTROLLER: &str = "csi-controller";
+/// What keeps kernel devices alive while a replicator restarts; the replicator starts it.
+pub const DEVICE_HOLDER: &str = "device-holder";
 /// The command line, which is also the lab's own clients.
 pub const HOLDFAST: &str = "holdfast";
 
@@ -29,7 +31,7 @@ const KILL_PATIENCE: Duration = Duration::from_secs(20);
 /// test binary (target/release/deps) the directory above. `HOLDFAST_PROGRAMS` overrides.
 ///
 /// # Errors
-/// If one of the four is not there.
+/// If one of the five is not there.
 pub fn programs() -> Result<PathBuf> {
     let dir = match std::env::var_os("HOLDFAST_PROGRAMS") {
         Some(dir) => PathBuf::from(dir),
@@ -42,7 +44,7 @@ pub fn programs() -> Result<PathBuf> {
             dir
         }
     };
-    for name in [REPLICATOR, CSI_NODE, CSI_CONTROLLER, HOLDFAST] {
+    for name in [REPLICATOR, CSI_NODE, CSI_CONTROLLER, DEVICE_HOLDER, HOLDFAST] {
         let program = dir.join(name);
         ensure!(
             program.is_file(),
@@ -232,6 +234,29 @@ pub fn kill(state: &State, node: u64) -> Result<()> {
     let daemons = state.daemons.get(&node).unwrap_or(&none);
     let processes: Vec<ProcessId> = daemons.values().copied().collect();
     kill_all(&processes, KILL_PATIENCE)
+}
+
+/// SIGKILLs all that runs on a node, as if its machine had crashed, but for what the kernel itself
+/// holds: mounts and loop devices stay.
+///
+/// # Errors
+/// If a process will not go.
+pub fn crash(layout: &Layout, node: u64) -> Result<()> {
+    let namespace = Layout::namespace_path(&layout.namespace(node));
+    // A second look: what was being started during the first.
+    for _ in 0..2 {
+        kill_all(&in_network_namespace(&namespace)?, KILL_PATIENCE)?;
+    }
+    Ok(())
+}
+
+/// One daemon of a node.
+///
+/// # Errors
+/// If it was never started.
+pub fn process(state: &State, node: u64, daemon: &str) -> Result<ProcessId> {
+    let process = state.daemons.get(&node).and_then(|daemons| daemons.get(daemon));
+    process.copied().with_context(|| format!("{} has no {daemon}", Layout::node_name(node)))
 }
 
 /// The last lines of a daemon's log, for error messages.

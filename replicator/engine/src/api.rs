@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use types::{
     BlockOp, BlockResult, ClusterId, EngineInstance, Epoch, Incarnation, IoId, IsrVersion, NodeId,
-    ReplicaId, VolumeId,
+    Process, ReplicaId, VolumeId,
 };
 use wire::{Hello, Reply, Request};
 
@@ -38,8 +38,11 @@ pub struct EngineConfig {
     pub epoch: Epoch,
     /// This attachment's identity.
     pub instance: EngineInstance,
-    /// This node.
-    pub node: NodeId,
+    /// The daemon that it runs in.
+    pub process: Process,
+    /// Whether its consumer has seen the acknowledgements of a former engine (R14): what they
+    /// promised must not be undone in silence (R10).
+    pub resumed: bool,
     /// Version of the ISR that `members` shows.
     pub isr_version: IsrVersion,
     /// All replicas, at most 16.

@@ -101,6 +101,15 @@ impl Engine {
     /// R20: after a clean detach all are identical; otherwise one is the truth and the others are
     /// made so.
     fn choose_source(&mut self, sealed: Mask, out: &mut Vec<Output>) {
+        let whole = sealed
+            .iter()
+            .filter(|index| self.members[*index].info.is_some_and(|info| info.unbroken))
+            .fold(Mask::default(), |mask, index| Mask(mask.0 | Mask::one(index).0));
+        if self.config.resumed && whole.is_empty() {
+            let reason = "poisoned (R10): every in-sync copy that could be reached may have lost \
+                          writes that its user still relies on";
+            return self.fail(IoError::Io, reason, out);
+        }
         let clean = sealed.iter().all(|i| self.members[i].info.is_some_and(|info| info.clean));
         if clean {
             self.flushed_writes = self.completed_writes;
@@ -108,10 +117,6 @@ impl Engine {
         if clean || sealed.len() == 1 {
             return self.request_activation(sealed, out);
         }
-        let whole = sealed
-            .iter()
-            .filter(|index| self.members[*index].info.is_some_and(|info| info.unbroken))
-            .fold(Mask::default(), |mask, index| Mask(mask.0 | Mask::one(index).0));
         let unbroken = |index: &usize| whole.has(*index);
         let rank = |index: &usize| (!unbroken(index), !self.members[*index].is_local());
         let Some(source) = sealed.iter().min_by_key(rank) else { return };

@@ -26,7 +26,7 @@ impl Engine {
             incarnation: member.spec.incarnation,
             epoch: self.config.epoch,
             instance: self.config.instance,
-            node: self.config.node,
+            process: self.config.process,
             role: Role::Engine,
         };
         out.push(Output::Connect { link, address: member.spec.address, hello });

@@ -15,6 +15,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+/// linux/fuse.h
+const NOTIFY_RESEND: u32 = 7;
+
 /// Mounts a FUSE filesystem on the directory `at` and returns its /dev/fuse descriptor, in
 /// non-blocking mode. It is visible to root only and shows up as type `fuse.holdfast`.
 ///
@@ -46,6 +49,33 @@ pub fn unmount(at: &Path, lazy: bool) -> Result<(), HostError> {
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
         Err(error) => Err(HostError::sys("unmount", at, error)),
     }
+}
+
+/// Unmounts `at` at once, whoever still uses it, and removes the directory if it is empty.
+///
+/// # Errors
+/// As [`unmount`].
+pub fn remove(at: &Path) -> Result<(), HostError> {
+    unmount(at, true)?;
+    // Only an empty directory goes; one that is absent is as good.
+    let _ = std::fs::remove_dir(at);
+    Ok(())
+}
+
+/// Has the kernel send every request again that was read from the connection of `fuse` and not
+/// answered (FUSE_NOTIFY_RESEND, since Linux 6.9): for who takes over from a dead server.
+///
+/// # Errors
+/// [`HostError::Sys`]: EINVAL on an older kernel, ENODEV or EPERM if the connection is over.
+pub fn resend(fuse: &impl AsFd) -> Result<(), HostError> {
+    // struct fuse_out_header: a notification has the unique number 0 and its code as error.
+    let mut message = [0; 16];
+    message[..4].copy_from_slice(&16u32.to_ne_bytes());
+    message[4..8].copy_from_slice(&NOTIFY_RESEND.to_ne_bytes());
+    write_reply(fuse, &[&message]).map_err(|errno| {
+        let error = std::io::Error::from_raw_os_error(errno);
+        HostError::sys("have requests sent again by", Path::new("/dev/fuse"), error)
+    })
 }
 
 /// Makes every request waiting on the FUSE filesystem mounted on `at` fail at once, whether or not

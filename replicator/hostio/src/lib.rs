@@ -16,6 +16,7 @@ pub mod net;
 pub mod pool;
 pub mod process;
 mod ring;
+pub mod unix;
 mod waker;
 
 pub use error::HostError;

@@ -147,6 +147,17 @@ pub fn detach_at(path: &Path) -> Result<(), HostError> {
     clear(&open_device(path)?, path)
 }
 
+/// Detaches every loop device over `backing`, as [`detach_at`] does.
+///
+/// # Errors
+/// As [`find_by_backing`] and [`LoopDevice::detach`].
+pub fn detach_all(backing: &Path) -> Result<(), HostError> {
+    for path in find_by_backing(backing)? {
+        detach_at(&path)?;
+    }
+    Ok(())
+}
+
 fn clear(device: &File, path: &Path) -> Result<(), HostError> {
     match ioctl::loop_clear(device) {
         Ok(()) => Ok(()),

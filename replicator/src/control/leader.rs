@@ -214,7 +214,7 @@ async fn seal(node: &Node, volume: VolumeId, epoch: Epoch, candidates: Vec<Candi
                 incarnation: candidate.incarnation,
                 epoch,
                 instance: fence_instance(volume, epoch),
-                node: node.config.node,
+                process: node.process,
                 role: wire::Role::Sealer,
             };
             async move {

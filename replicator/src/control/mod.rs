@@ -6,6 +6,7 @@
 mod attach;
 mod convert;
 mod events;
+mod farewell;
 mod heartbeat;
 mod isr;
 mod leader;
@@ -18,7 +19,7 @@ pub mod status;
 mod steps;
 pub mod transport;
 
-pub use attach::Attachments;
+pub use attach::{Attachments, Keeper};
 pub use events::Events;
 pub use leader::Roll;
 pub use propose::Proposer;
@@ -42,7 +43,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 use transport::{Sender, Transport};
-use types::{BootId, EngineInstance, NodeId};
+use types::{BootId, EngineInstance, NodeId, Process};
 use uuid::Uuid;
 
 /// Pings of the server on idle connections, and how long they may stay unanswered: dead clients
@@ -57,7 +58,7 @@ const GRACE: Duration = Duration::from_millis(500);
 pub struct Node {
     config: Config,
     boot: BootId,
-    process: EngineInstance,
+    process: Process,
     pool: PoolInfo,
     meta: MetaHandle,
     data: DataHandle,
@@ -66,6 +67,7 @@ pub struct Node {
     roll: Roll,
     events: Events,
     attachments: Attachments,
+    keeper: Arc<Keeper>,
 }
 
 impl Node {
@@ -79,7 +81,7 @@ impl Node {
             pool: Some(self.pool),
             class: Some(self.config.priority_io),
             boot: self.boot,
-            process: self.process,
+            process: self.process.run,
         }
     }
 
@@ -108,6 +110,26 @@ pub struct Parts {
     pub tcp: TcpListener,
     /// Bound to the control socket.
     pub unix: UnixListener,
+    /// Kernel devices of a former daemon.
+    pub legacy: Legacy,
+}
+
+/// What a former daemon of this node left: kernel devices, and the link to their holder.
+#[derive(Debug)]
+pub struct Legacy {
+    keeper: Arc<Keeper>,
+    devices: Vec<attach::Inherited>,
+}
+
+impl Legacy {
+    /// Takes it over, and removes the loop devices, mounts and sockets that nobody kept. Blocking;
+    /// to be called before anything is served.
+    #[must_use]
+    pub fn inherit(config: &Config) -> Self {
+        let keeper = Arc::new(Keeper::new(config));
+        let devices = attach::inherit(&keeper, &config.data_dir);
+        Self { keeper, devices }
+    }
 }
 
 /// Why the control plane ended unasked.
@@ -130,7 +152,7 @@ pub enum RunError {
 /// # Errors
 /// [`RunError`].
 pub async fn run(parts: Parts, stop: watch::Receiver<bool>) -> Result<(), RunError> {
-    let Parts { config, boot, pool, meta, outbound, data, data_events, tcp, unix } = parts;
+    let Parts { config, boot, pool, meta, outbound, data, data_events, tcp, unix, legacy } = parts;
     let sender =
         Sender { cluster: config.cluster, node: config.node, address: config.control_address };
     let transport = Transport::new(sender);
@@ -139,17 +161,20 @@ pub async fn run(parts: Parts, stop: watch::Receiver<bool>) -> Result<(), RunErr
     }
     let node = Arc::new(Node {
         boot,
-        process: EngineInstance(Uuid::new_v4()),
+        process: Process { node: config.node, boot, run: EngineInstance(Uuid::new_v4()) },
         pool,
         proposer: Proposer::new(config.node, meta.clone(), config.peers.clone()),
         transport,
         roll: Roll::default(),
         events: Events::new(config.node),
         attachments: Attachments::default(),
+        keeper: legacy.keeper,
         meta,
         data,
         config,
     });
+
+    let resumptions = attach::claim(&node.attachments, legacy.devices);
 
     let mut tasks = JoinSet::new();
     tasks.spawn(node.transport.clone().run(outbound));
@@ -159,6 +184,10 @@ pub async fn run(parts: Parts, stop: watch::Receiver<bool>) -> Result<(), RunErr
     tasks.spawn(leader::run(Arc::clone(&node)));
     tasks.spawn(reconcile::run(Arc::clone(&node)));
     tasks.spawn(attach::follow(Arc::clone(&node)));
+    tasks.spawn(attach::guard(Arc::clone(&node)));
+    for resumption in resumptions {
+        tasks.spawn(attach::resume(Arc::clone(&node), resumption));
+    }
 
     let ended = |mut stop: watch::Receiver<bool>| async move {
         // An error means that nobody can stop this any more: it ends as well.
@@ -185,9 +214,16 @@ pub async fn run(parts: Parts, stop: watch::Receiver<bool>) -> Result<(), RunErr
         () = ended(stop.clone()) => {
             // Peers keep their streams open: they are not waited for longer than this.
             let graceful = tokio::time::timeout(GRACE, &mut serving);
-            let closing = async { tokio::join!(graceful, attach::detach_all(&node)) };
+            let closing = async {
+                let hand_over = farewell::hand_over_leadership(&node);
+                let (graceful, ..) =
+                    tokio::join!(graceful, hand_over, attach::detach_mortal(&node));
+                // Last, because from here on I/O waits for the next daemon.
+                attach::retire_all(&node).await;
+                graceful
+            };
             tokio::select! {
-                (graceful, ()) = closing => graceful.unwrap_or(Ok(())).map_err(RunError::from),
+                graceful = closing => graceful.unwrap_or(Ok(())).map_err(RunError::from),
                 () = &mut data_ended => Err(RunError::DataEnded),
             }
         }
@@ -225,10 +261,4 @@ fn router(node: &Arc<Node>) -> Router {
         .max_concurrent_streams(STREAMS)
         .add_service(control)
         .add_service(peer)
-}
-
-/// Removes the loop devices, mounts and sockets that a killed daemon left in `data_dir`. Blocking;
-/// to be called before anything is served.
-pub fn remove_strays(data_dir: &std::path::Path) {
-    attach::remove_strays(data_dir);
 }

@@ -48,6 +48,8 @@ pub(crate) fn encode(state: &PoolState, generation: Generation, first_lsn: Lsn) 
         body.u64(replica.size);
         body.u64(replica.sealed.0);
         body.id(replica.instance.as_bytes());
+        body.u8(u8::from(replica.leased.is_some()));
+        body.process(&replica.leased.unwrap_or_default());
         body.tag(replica.last_sealed);
         body.u8(u8::from(replica.in_use.is_some()));
         body.id(replica.in_use.unwrap_or_default().as_bytes());
@@ -135,6 +137,8 @@ fn decode(from: &mut Reader<'_>, state: &mut PoolState) -> Option<Result<(), Con
             epoch: Epoch(from.u64()?),
             instance: EngineInstance::from_bytes(from.id()?),
         };
+        let leased = from.u8()? != 0;
+        let process = from.process()?;
         let era = Change::SealEra { tag: from.tag()? };
         let used = from.u8()? != 0;
         let boot = BootId::from_bytes(from.id()?);
@@ -142,8 +146,11 @@ fn decode(from: &mut Reader<'_>, state: &mut PoolState) -> Option<Result<(), Con
         let errno = from.u32()?.cast_signed();
         let mut apply = |change| state.apply(index, &change, &mut Vec::new());
         let changes = [create, seal, era];
-        let marks =
-            [used.then_some(Change::InUse { boot }), failed.then_some(Change::Failed { errno })];
+        let marks = [
+            leased.then_some(Change::Leased { process }),
+            used.then_some(Change::InUse { boot }),
+            failed.then_some(Change::Failed { errno }),
+        ];
         for change in changes.into_iter().chain(marks.into_iter().flatten()) {
             if let Err(error) = apply(change) {
                 return Some(Err(error));

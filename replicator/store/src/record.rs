@@ -1,6 +1,8 @@
 //! Records of the metadata log: every change of durable state is one of these.
 
-use types::{BootId, EngineInstance, Epoch, Era, Incarnation, ReplicaId, Tag, VolumeId};
+use types::{
+    BootId, EngineInstance, Epoch, Era, Incarnation, NodeId, Process, ReplicaId, Tag, VolumeId,
+};
 
 use crate::layout::{Region, ReplicaIndex, Slot, VSlot};
 
@@ -15,6 +17,8 @@ pub(crate) enum Change {
     Resize { size: u64 },
     /// It promised to refuse lower epochs (R3).
     Seal { epoch: Epoch, instance: EngineInstance },
+    /// The seal is over, and this daemon's engine may hold a lease from here on (R3, R8).
+    Leased { process: Process },
     /// Everything up to this tag is on every ISR member, and the checksum table says so (R18).
     SealEra { tag: Tag },
     /// It is about to be written under this boot (R9).
@@ -55,6 +59,11 @@ impl Writer {
         self.u64(tag.epoch.0);
         self.u32(tag.era.0);
     }
+    pub(crate) fn process(&mut self, process: &Process) {
+        self.u64(process.node.0);
+        self.id(process.boot.as_bytes());
+        self.id(process.run.as_bytes());
+    }
 }
 
 /// The reverse of [`Writer`]; `None` when the bytes end too early.
@@ -81,6 +90,13 @@ impl Reader<'_> {
     pub(crate) fn tag(&mut self) -> Option<Tag> {
         Some(Tag { epoch: Epoch(self.u64()?), era: Era(self.u32()?) })
     }
+    pub(crate) fn process(&mut self) -> Option<Process> {
+        Some(Process {
+            node: NodeId(self.u64()?),
+            boot: BootId::from_bytes(self.id()?),
+            run: EngineInstance::from_bytes(self.id()?),
+        })
+    }
 }
 
 pub(crate) fn encode(index: ReplicaIndex, change: &Change, out: &mut Writer) {
@@ -96,6 +112,7 @@ pub(crate) fn encode(index: ReplicaIndex, change: &Change, out: &mut Writer) {
         Change::Tag { .. } => 9,
         Change::Map { .. } => 10,
         Change::Unmap { .. } => 11,
+        Change::Leased { .. } => 12,
     };
     out.u8(kind);
     out.u32(index.0);
@@ -112,6 +129,7 @@ pub(crate) fn encode(index: ReplicaIndex, change: &Change, out: &mut Writer) {
             out.u64(epoch.0);
             out.id(instance.as_bytes());
         }
+        Change::Leased { process } => out.process(process),
         Change::SealEra { tag } => out.tag(*tag),
         Change::InUse { boot } => out.id(boot.as_bytes()),
         Change::Failed { errno } => out.u32(errno.cast_unsigned()),
@@ -155,6 +173,7 @@ pub(crate) fn decode(from: &mut Reader<'_>) -> Option<(ReplicaIndex, Change)> {
         9 => Change::Tag { tag: from.tag()?, first: Region(from.u32()?), count: from.u32()? },
         10 => Change::Map { vslot: VSlot(from.u32()?), slot: Slot(from.u32()?) },
         11 => Change::Unmap { first: VSlot(from.u32()?), count: from.u32()? },
+        12 => Change::Leased { process: from.process()? },
         _ => return None,
     };
     Some((index, change))

@@ -12,7 +12,7 @@
 //! A replica has at most one sealed session: a seal closes every other one that is not of a higher
 //! epoch, also an earlier connection of the same engine, so nothing of an old connection can land
 //! after something of the new one. The lease is waited for unless its holder is the very engine
-//! that seals.
+//! that seals, or ended with the daemon that the sealing one's daemon succeeds.
 //!
 //! Every reply to a sealed session of an engine renews the lease, also while the engine treats the
 //! replica as a resync target: once it is promoted its lease counts at once, and waiting for one
@@ -51,6 +51,7 @@ impl Store {
                     replica,
                     epoch: hello.epoch,
                     instance: hello.instance,
+                    process: hello.process,
                     role: hello.role,
                     sealed: false,
                     closing: false,
@@ -220,12 +221,19 @@ impl Store {
             replica.seal = None;
             return;
         };
-        let own = replica.lease_holder == Some((session.epoch, session.instance));
-        if self.now < replica.lease_until && !own {
+        let claimant = session.as_holder();
+        let free = replica.lease_holder.is_some_and(|holder| claimant.frees(&holder));
+        if self.now < replica.lease_until && !free {
             return out.push(Output::Timer(replica.lease_until));
         }
         replica.seal = None;
         session.sealed = true;
+        // Not waited for: until it is on the disk, a restart only finds a lease of nobody knows whom.
+        let process = claimant.process;
+        if session.role == Role::Engine && self.state.replicas[&index].leased != Some(process) {
+            let record = self.commit(index, &Change::Leased { process });
+            self.log.want(record);
+        }
         let info = self.seal_info(index);
         self.reply(wait.session, wait.seq, Reply::Sealed(info), out);
     }
@@ -298,7 +306,7 @@ impl Store {
     fn give_lease_back(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get(&id) else { return };
         if let Some(replica) = self.replicas.get_mut(&session.replica)
-            && replica.lease_holder == Some((session.epoch, session.instance))
+            && replica.lease_holder == Some(session.as_holder())
         {
             replica.lease_until = Instant::default();
         }

@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 
 use types::{
-    BLOCK, BootId, EngineInstance, Epoch, Incarnation, MAX_VOLUME, ReplicaId, Tag, VolumeId,
+    BLOCK, BootId, EngineInstance, Epoch, Incarnation, MAX_VOLUME, Process, ReplicaId, Tag,
+    VolumeId,
 };
 
 use crate::layout::{self, Layout, Region, ReplicaIndex, Slot, VSlot};
@@ -23,6 +24,9 @@ pub(crate) struct ReplicaState {
     /// Lower epochs are refused, and so is another instance at this one (R3).
     pub(crate) sealed: Epoch,
     pub(crate) instance: EngineInstance,
+    /// The daemon of the engine that may hold a lease under this seal; no lease of an earlier one is
+    /// left. `None`: nobody does yet, and one of an earlier seal may run on (R3).
+    pub(crate) leased: Option<Process>,
     /// R18; the checksum table is right for all regions with a tag up to this.
     pub(crate) last_sealed: Tag,
     /// Boot of the writes since the last clean close (R9).
@@ -127,6 +131,7 @@ impl PoolState {
                 size,
                 sealed: Epoch(0),
                 instance: EngineInstance::default(),
+                leased: None,
                 last_sealed: Tag::default(),
                 in_use: None,
                 failed: None,
@@ -160,7 +165,9 @@ impl PoolState {
                 }
                 replica.sealed = epoch;
                 replica.instance = instance;
+                replica.leased = None;
             }
+            Change::Leased { process } => replica.leased = Some(process),
             Change::SealEra { tag } => {
                 if tag < replica.last_sealed {
                     return Err(Contradiction("era goes back"));

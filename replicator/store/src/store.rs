@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use types::{BootId, EngineInstance, Epoch, Instant, LEASE, ReplicaId};
+use types::{BootId, EngineInstance, Epoch, Instant, LEASE, Process, ReplicaId};
 use wire::{Reply, Role, WireError};
 
 use crate::alloc::Alloc;
@@ -35,6 +35,7 @@ pub(crate) struct Session {
     pub(crate) replica: ReplicaIndex,
     pub(crate) epoch: Epoch,
     pub(crate) instance: EngineInstance,
+    pub(crate) process: Process,
     pub(crate) role: Role,
     /// Its seal was acknowledged.
     pub(crate) sealed: bool,
@@ -42,6 +43,28 @@ pub(crate) struct Session {
     pub(crate) closing: bool,
     /// Requests not yet answered.
     pub(crate) ops: u32,
+}
+
+impl Session {
+    pub(crate) fn as_holder(&self) -> LeaseHolder {
+        LeaseHolder { epoch: self.epoch, instance: self.instance, process: self.process }
+    }
+}
+
+/// An engine that was granted a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LeaseHolder {
+    pub(crate) epoch: Epoch,
+    pub(crate) instance: EngineInstance,
+    pub(crate) process: Process,
+}
+
+impl LeaseHolder {
+    /// Whether a seal by `self` need not wait for the lease of `holder` (R3).
+    pub(crate) fn frees(&self, holder: &Self) -> bool {
+        let own = (self.epoch, self.instance) == (holder.epoch, holder.instance);
+        own || self.process.succeeds(&holder.process)
+    }
 }
 
 /// What is known of a replica in memory only.
@@ -60,7 +83,7 @@ pub(crate) struct Replica {
     /// End of the lease granted by the last reply, and to whom (R3, R8). Nobody: not known, since
     /// it was granted before the pool was opened.
     pub(crate) lease_until: Instant,
-    pub(crate) lease_holder: Option<(Epoch, EngineInstance)>,
+    pub(crate) lease_holder: Option<LeaseHolder>,
     /// The seal in progress.
     pub(crate) seal: Option<SealWait>,
     /// Slots whose checksums differ from the table.
@@ -154,10 +177,14 @@ impl Store {
         self.now = self.now.max(now);
         if !self.started {
             self.started = true;
-            // The replies before the restart granted leases that this process cannot know (R3).
+            // The replies before the restart granted leases that may still run (R3).
             for (index, replica) in &mut self.replicas {
-                if self.state.replicas[index].sealed > Epoch(0) {
+                let state = &self.state.replicas[index];
+                if state.sealed > Epoch(0) {
                     replica.lease_until = now.after(LEASE);
+                    let (epoch, instance) = (state.sealed, state.instance);
+                    replica.lease_holder =
+                        state.leased.map(|process| LeaseHolder { epoch, instance, process });
                 }
             }
         }
@@ -334,7 +361,7 @@ impl Store {
             && let Some(replica) = self.replicas.get_mut(&session.replica)
         {
             replica.lease_until = self.now.after(LEASE);
-            replica.lease_holder = Some((session.epoch, session.instance));
+            replica.lease_holder = Some(session.as_holder());
         }
         out.push(Output::Reply { session: id, seq, reply });
     }

@@ -12,8 +12,8 @@ use tempfile::TempDir;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::timeout;
 use types::{
-    BootId, ClusterId, EngineInstance, Epoch, Incarnation, IsrVersion, NodeId, PoolId, ReplicaId,
-    VolumeId,
+    BootId, ClusterId, EngineInstance, Epoch, Incarnation, IsrVersion, NodeId, PoolId, Process,
+    ReplicaId, VolumeId,
 };
 use uuid::Uuid;
 
@@ -122,7 +122,8 @@ impl Bed {
             size: SIZE,
             epoch: Epoch(epoch),
             instance: EngineInstance(Uuid::new_v4()),
-            node: self.nodes[at].id,
+            process: Process { node: self.nodes[at].id, ..Process::default() },
+            resumed: false,
             isr_version: self.version,
             members: self.members(at),
         };

@@ -9,6 +9,7 @@ mod buf;
 mod epoch;
 mod error;
 mod id;
+mod process;
 mod time;
 mod units;
 
@@ -20,6 +21,7 @@ pub use id::{
     BootId, ClusterId, EngineInstance, Incarnation, NodeId, ParseIdError, PoolId, ReplicaId,
     VolumeId,
 };
+pub use process::Process;
 pub use time::Instant;
 pub use units::*;
 

@@ -1,12 +1,12 @@
 //! From received bytes to frames, with one staging buffer per connection and no unbounded memory.
 
-use crate::frame::{Fields, Frame, HEADER, MAGIC, MAX_PAYLOAD, code, kind};
+use crate::frame::{Fields, Frame, HEADER, HELLO_LEN, MAGIC, MAX_PAYLOAD, code, kind};
 use crate::message::{Hello, Reply, Request, Role, SealInfo, WireError};
 use crate::{VERSION, VERSIONS};
 use thiserror::Error;
 use types::{
-    BootId, Buf, BufMut, ClusterId, EngineInstance, Epoch, Era, Incarnation, NodeId, ReplicaId,
-    Tag, VolumeId, crc32c,
+    BootId, Buf, BufMut, ClusterId, EngineInstance, Epoch, Era, Incarnation, NodeId, Process,
+    ReplicaId, Tag, VolumeId, crc32c,
 };
 
 /// Bytes of the staging buffer: several small frames per receive.
@@ -185,7 +185,7 @@ fn decode_header(bytes: &[u8; HEADER]) -> Result<Fields, DecodeError> {
         payload_crc: u32_at(bytes, 40),
     };
     let (accepted, ok): (&str, fn(usize) -> bool) = match fields.kind {
-        kind::HELLO => ("80", |len| len == 80),
+        kind::HELLO => ("112", |len| len == HELLO_LEN),
         kind::SEALED => ("32", |len| len == 32),
         kind::WRITE | kind::DATA => ("1 to 1048576", |len| len > 0 && len <= MAX_PAYLOAD),
         kind::REGIONS | kind::HASHES => {
@@ -238,7 +238,11 @@ fn decode_hello(fields: &Fields, payload: &[u8]) -> Result<Hello, DecodeError> {
         incarnation: Incarnation::from_bytes(id_at(payload, 48)),
         instance: EngineInstance::from_bytes(id_at(payload, 64)),
         epoch: Epoch(fields.a),
-        node: NodeId(fields.b),
+        process: Process {
+            node: NodeId(fields.b),
+            boot: BootId::from_bytes(id_at(payload, 80)),
+            run: EngineInstance::from_bytes(id_at(payload, 96)),
+        },
         role,
     })
 }

@@ -19,6 +19,9 @@ pub const HEADER: usize = 64;
 /// Longest payload of any frame in bytes.
 pub const MAX_PAYLOAD: usize = types::MAX_IO as usize;
 
+/// Payload of a Hello: seven ids.
+pub(crate) const HELLO_LEN: usize = 7 * 16;
+
 /// Longest text of an error in bytes.
 const MAX_REASON: usize = 512;
 
@@ -145,13 +148,15 @@ pub fn encode(frame: &Frame) -> Encoded {
 }
 
 fn encode_hello(hello: &Hello) -> (Fields, Option<Buf>) {
-    let mut payload = BufMut::with_len(80);
+    let mut payload = BufMut::with_len(HELLO_LEN);
     let ids = [
         hello.cluster.as_bytes(),
         hello.volume.as_bytes(),
         hello.replica.as_bytes(),
         hello.incarnation.as_bytes(),
         hello.instance.as_bytes(),
+        hello.process.boot.as_bytes(),
+        hello.process.run.as_bytes(),
     ];
     for (chunk, id) in payload.as_mut_slice().chunks_exact_mut(16).zip(ids) {
         chunk.copy_from_slice(id);
@@ -160,7 +165,7 @@ fn encode_hello(hello: &Hello) -> (Fields, Option<Buf>) {
         kind: kind::HELLO,
         small: hello.role as u8,
         a: hello.epoch.0,
-        b: hello.node.0,
+        b: hello.process.node.0,
         ..Fields::default()
     };
     (fields, Some(payload.freeze()))

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 use types::{
-    BootId, Buf, ClusterId, EngineInstance, Epoch, Era, Incarnation, NodeId, ReplicaId, Tag,
+    BootId, Buf, ClusterId, EngineInstance, Epoch, Era, Incarnation, Process, ReplicaId, Tag,
     VolumeId,
 };
 
@@ -33,8 +33,8 @@ pub struct Hello {
     pub epoch: Epoch,
     /// The sender's engine (or, for [`Role::Sealer`], the fencing action).
     pub instance: EngineInstance,
-    /// The sender's node, for messages.
-    pub node: NodeId,
+    /// The daemon that the sender runs in: a lease of a former one on that node is over (R3).
+    pub process: Process,
     /// What the session is for.
     pub role: Role,
 }

@@ -1,7 +1,8 @@
 //! Ids made from small numbers, and the greeting of a session that uses them.
 
 use types::{
-    BootId, ClusterId, EngineInstance, Epoch, Incarnation, NodeId, PoolId, ReplicaId, VolumeId,
+    BootId, ClusterId, EngineInstance, Epoch, Incarnation, NodeId, PoolId, Process, ReplicaId,
+    VolumeId,
 };
 use wire::{Hello, Role};
 
@@ -40,6 +41,12 @@ pub const fn boot(n: u8) -> BootId {
     BootId::from_bytes([n; 16])
 }
 
+/// Run `n` of the daemon of node 1, on boot 1.
+#[must_use]
+pub const fn process(n: u8) -> Process {
+    Process { node: NodeId(1), boot: boot(1), run: instance(n) }
+}
+
 /// What an engine of `epoch` says first to the replica of volume `n`.
 #[must_use]
 pub const fn hello(n: u8, epoch: u64, role: Role) -> Hello {
@@ -50,7 +57,7 @@ pub const fn hello(n: u8, epoch: u64, role: Role) -> Hello {
         incarnation: incarnation(n),
         epoch: Epoch(epoch),
         instance: instance(epoch as u8),
-        node: NodeId(1),
+        process: process(1),
         role,
     }
 }

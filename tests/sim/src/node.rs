@@ -103,6 +103,12 @@ impl Node {
         }
     }
 
+    /// The present run of its daemon.
+    pub fn identity(&self) -> types::Process {
+        let run = EngineInstance(Uuid::from_u128(self.run.into()));
+        types::Process { node: self.id, boot: self.boot, run }
+    }
+
     /// A boot: another id, another clock.
     pub fn power_on(&mut self, now: Time, rng: &mut Rng) {
         self.powered = true;

@@ -16,12 +16,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("engine", &["types", "wire"]),
     ("policy", &["types", "metadata", "store", "engine"]),
     ("frontend", &["types", "hostio"]),
+    ("holder", &["hostio"]),
     ("client", &["types", "proto"]),
     (
         "replicator",
         &[
             "types", "hostio", "wire", "metadata", "store", "engine", "policy", "frontend",
-            "client", "proto",
+            "holder", "client", "proto",
         ],
     ),
     ("csi-common", &["types", "client", "proto"]),

@@ -37,6 +37,32 @@ impl World {
     }
 }
 
+/// R10: what a living consumer was told may be lost only if it hears of it.
+#[test]
+fn an_engine_that_resumes_is_poisoned_if_no_copy_kept_its_boot() {
+    // (who rebooted, whether the consumer outlived the former engine, whether I/O may go on)
+    let table: [(&[usize], bool, bool); 4] =
+        [(&[0, 1], true, false), (&[0, 1], false, true), (&[1], true, true), (&[], true, true)];
+    for (row, (rebooted, resumed, serves)) in table.into_iter().enumerate() {
+        let (mut world, slot) = World::active(2);
+        let write = world.write(slot, 3, 2, false);
+        world.run(ms(20));
+        assert_eq!(world.result(write), Some(Ok(())));
+        world.slots[slot].alive = false;
+        for replica in rebooted {
+            world.kill(*replica, true);
+            world.revive(*replica);
+        }
+        world.resumed = resumed;
+        let next = world.attach(0, &[]);
+        world.run(ms(8000));
+        let slot = &world.slots[next];
+        assert_eq!(slot.engine.is_active(), serves, "row {row}: {:?}", slot.failed);
+        let poisoned = slot.failed.as_ref().is_some_and(|reason| reason.contains("poisoned"));
+        assert_eq!(poisoned, !serves, "row {row}: {:?}", slot.failed);
+    }
+}
+
 #[test]
 fn after_a_clean_stop_all_stay_and_nothing_is_compared() {
     let (mut world, slot) = World::active(2);

@@ -12,7 +12,7 @@ use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 use types::{
     BLOCK, BlockOp, BlockResult, Buf, ClusterId, EngineInstance, Epoch, Incarnation, Instant, IoId,
-    IsrVersion, NodeId, ReplicaId, VolumeId,
+    IsrVersion, NodeId, Process, ReplicaId, VolumeId,
 };
 use wire::{Hello, Reply, Request};
 
@@ -149,6 +149,8 @@ pub(super) struct World {
     /// Blocks of each replica that engines said to have repaired, and those that nobody had.
     pub(super) repaired: Vec<u64>,
     pub(super) unrepairable: u64,
+    /// Whether the consumer outlives its engines (R14).
+    pub(super) resumed: bool,
 }
 
 impl World {
@@ -178,6 +180,7 @@ impl World {
             power_lost: vec![None; count],
             repaired: vec![0; count],
             unrepairable: 0,
+            resumed: false,
         }
     }
 
@@ -206,7 +209,8 @@ impl World {
             size: SIZE,
             epoch: self.raft.epoch,
             instance: EngineInstance::from_bytes((slot as u128 + 1).to_be_bytes()),
-            node: NodeId(node as u64),
+            process: Process { node: NodeId(node as u64), ..Process::default() },
+            resumed: self.resumed,
             isr_version: self.raft.version,
             members: (0..self.replicas.len()).map(member).collect(),
         };

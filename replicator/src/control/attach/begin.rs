@@ -7,8 +7,9 @@ use crate::control::status::{CommandError, data_status};
 use client::api;
 use core::time::Duration;
 use engine::IsrView;
-use metadata::{Command, Done};
+use metadata::{Command, Done, Volume};
 use policy::attachment::{AfterRefusal, after_refusal, is_ours, members, situation};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::Status;
@@ -17,6 +18,9 @@ use uuid::Uuid;
 
 /// How long an attach waits while a lost holder is being fenced.
 const FENCE_WAIT: Duration = Duration::from_secs(60);
+/// How long a device that a former daemon left waits for its volume to be granted again; then its
+/// I/O gets errors.
+const RESUME_WAIT: Duration = Duration::from_secs(30);
 /// How long one command may take through changes of the leader.
 const COMMAND: Duration = Duration::from_secs(15);
 /// How long the engine may take to seal and reconcile: two leases, and the I/O timeout.
@@ -49,10 +53,7 @@ async fn run(
     end::tear_down(node, volume).await;
     let begun = hostio::clock::boottime();
     let instance = EngineInstance(Uuid::new_v4());
-    let epoch = begin_epoch(node, volume, instance).await?;
-    tracing::info!(node = %node.config.node, %volume, %epoch, "attaching");
-    let local = Local { epoch, instance, device: None, failed: None };
-    node.attachments.inner().insert(volume, local);
+    let epoch = admit(node, volume, instance, &Purpose::Anew).await?;
     match serve(node, volume, epoch, instance, frontend).await {
         Ok(device) => {
             if let Some(local) = node.attachments.inner().get_mut(&volume) {
@@ -98,20 +99,69 @@ async fn healthy(
     }
 }
 
+/// What an epoch is asked for.
+#[derive(Debug)]
+pub(super) enum Purpose {
+    /// For a device that does not exist yet.
+    Anew,
+    /// For one that was served by one of these engines, and only if no other has had the volume
+    /// since (R14).
+    Resume(BTreeSet<EngineInstance>),
+}
+
+impl Purpose {
+    const fn resumes(&self) -> bool {
+        matches!(self, Self::Resume(_))
+    }
+
+    fn patience(&self) -> Duration {
+        if self.resumes() { RESUME_WAIT } else { FENCE_WAIT }
+    }
+
+    /// Whether it may be asked for as the record is. The epoch in it is the compare-and-set.
+    fn allows(&self, record: Option<&Volume>) -> bool {
+        match self {
+            // An absent volume may only be unknown here yet: the leader decides.
+            Self::Anew => true,
+            Self::Resume(former) => record
+                .and_then(|record| record.attachment.instance())
+                .is_some_and(|instance| former.contains(&instance)),
+        }
+    }
+}
+
+/// Begins the attachment: Raft grants the epoch, and the local half exists from here on.
+pub(super) async fn admit(
+    node: &Node,
+    volume: VolumeId,
+    instance: EngineInstance,
+    purpose: &Purpose,
+) -> Result<Epoch, Status> {
+    let epoch = begin_epoch(node, volume, instance, purpose).await?;
+    let resumes = purpose.resumes();
+    tracing::info!(node = %node.config.node, %volume, %epoch, resumes, "attaching");
+    let local = Local { epoch, instance, device: None, failed: None };
+    node.attachments.inner().insert(volume, local);
+    Ok(epoch)
+}
+
 /// Has Raft grant the next epoch, waiting while a lost holder is being fenced.
 async fn begin_epoch(
     node: &Node,
     volume: VolumeId,
     instance: EngineInstance,
+    purpose: &Purpose,
 ) -> Result<Epoch, Status> {
-    let deadline = Instant::now() + FENCE_WAIT;
+    let deadline = Instant::now() + purpose.patience();
     let mut applied = node.meta.watch();
     loop {
         applied.borrow_and_update();
         let state = node.meta.state();
-        // An absent volume may only be unknown here yet: the leader decides.
-        let expected_epoch =
-            state.volumes.get(&volume).map_or(Epoch::default(), |record| record.epoch);
+        let record = state.volumes.get(&volume);
+        if !purpose.allows(record) {
+            return Err(Status::aborted(format!("volume {volume} was taken over meanwhile")));
+        }
+        let expected_epoch = record.map_or(Epoch::default(), |record| record.epoch);
         let begin =
             Command::BeginAttach { volume, node: node.config.node, instance, expected_epoch };
         let refused = match node.proposer.propose(begin, COMMAND).await {
@@ -138,7 +188,7 @@ async fn begin_epoch(
             }
         };
         if timeout_at(deadline, changed).await.is_err() {
-            let waited = FENCE_WAIT.as_secs();
+            let waited = purpose.patience().as_secs();
             return Err(Status::deadline_exceeded(format!("after {waited} s still: {refused}")));
         }
     }
@@ -146,12 +196,24 @@ async fn begin_epoch(
 
 /// Seals, reconciles, activates and makes the device.
 async fn serve(
-    node: &Arc<Node>,
+    node: &Node,
     volume: VolumeId,
     epoch: Epoch,
     instance: EngineInstance,
     frontend: Frontend,
 ) -> Result<Device, Status> {
+    activate(node, volume, epoch, instance, &Purpose::Anew).await?;
+    Device::create(node, volume, frontend, instance).await
+}
+
+/// Seals, reconciles and activates: I/O may start.
+pub(super) async fn activate(
+    node: &Node,
+    volume: VolumeId,
+    epoch: Epoch,
+    instance: EngineInstance,
+    purpose: &Purpose,
+) -> Result<(), Status> {
     let superseded =
         || Status::aborted(format!("volume {volume} was taken over while attaching at {epoch}"));
     let state = node.meta.state();
@@ -162,7 +224,8 @@ async fn serve(
         size: record.size,
         epoch,
         instance,
-        node: node.config.node,
+        process: node.process,
+        resumed: purpose.resumes(),
         isr_version: record.isr_version,
         members: members(&state, record, node.config.node),
     };
@@ -187,7 +250,7 @@ async fn serve(
         .await
         .map_err(|error| data_status("activating the engine", &error))?;
     tracing::info!(node = %node.config.node, %volume, %epoch, "active");
-    Device::create(node, volume, frontend).await
+    Ok(())
 }
 
 /// Completes when the record does not grant the volume to this engine any more.

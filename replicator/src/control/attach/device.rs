@@ -1,20 +1,26 @@
 //! The device of an attachment: NBD socket, FUSE mount and loop device. Everything that can block
 //! runs beside the runtime, within a time limit.
+//!
+//! The /dev/fuse descriptor of a kernel device is also with the device holder, from before the
+//! device is shown until it is removed: so it outlives this process (R14).
 
 use super::Frontend;
+use super::keeper::{Inherited, Note};
 use crate::control::Node;
 use crate::control::status::data_status;
 use crate::data::FUSE_FILE;
 use core::time::Duration;
 use hostio::HostError;
 use hostio::loopdev::LoopDevice;
+use std::collections::BTreeSet;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tonic::Status;
-use types::{BLOCK, VolumeId};
+use types::{BLOCK, EngineInstance, VolumeId};
 
 /// How long the kernel may take for one step; then the FUSE connection is aborted.
 const KERNEL: Duration = Duration::from_secs(10);
@@ -24,9 +30,13 @@ const KERNEL: Duration = Duration::from_secs(10);
 pub(super) struct Device {
     frontend: Frontend,
     reason: &'static str,
+    volume: VolumeId,
     nbd_socket: PathBuf,
     mount: PathBuf,
+    /// Of a kernel device, once there is one.
     device: Option<Arc<LoopDevice>>,
+    fuse: Option<Arc<OwnedFd>>,
+    engines: BTreeSet<EngineInstance>,
 }
 
 /// Where the FUSE filesystem of `volume` is mounted.
@@ -44,8 +54,21 @@ impl Device {
         node: &Node,
         volume: VolumeId,
         frontend: Frontend,
+        instance: EngineInstance,
     ) -> Result<Self, Status> {
-        let mut device = Self {
+        let mut device = Self::new(node, volume, frontend);
+        device.engines.insert(instance);
+        match device.serve(node).await {
+            Ok(()) => Ok(device),
+            Err(status) => {
+                device.remove(node, true).await;
+                Err(status)
+            }
+        }
+    }
+
+    fn new(node: &Node, volume: VolumeId, frontend: Frontend) -> Self {
+        Self {
             frontend,
             reason: match frontend {
                 Frontend::FuseLoop => {
@@ -53,27 +76,38 @@ impl Device {
                 }
                 Frontend::Nbd => "asked for: a Unix socket for NBD clients, no kernel device",
             },
+            volume,
             nbd_socket: nbd_socket(&node.config.data_dir, volume),
             mount: mount_directory(&node.config.data_dir, volume),
             device: None,
-        };
-        match device.serve(node, volume).await {
-            Ok(()) => Ok(device),
-            Err(status) => {
-                device.remove(node, volume, true).await;
-                Err(status)
-            }
+            fuse: None,
+            engines: BTreeSet::new(),
         }
     }
 
-    async fn serve(&mut self, node: &Node, volume: VolumeId) -> Result<(), Status> {
+    async fn serve_nbd(&self, node: &Node) -> Result<(), Status> {
         let listener = listen(&self.nbd_socket).map_err(|error| {
             Status::internal(format!("NBD socket {}: {error}", self.nbd_socket.display()))
         })?;
         node.data
-            .attach_nbd(volume, listener)
+            .attach_nbd(self.volume, listener)
             .await
-            .map_err(|error| data_status("NBD front-end", &error))?;
+            .map_err(|error| data_status("NBD front-end", &error))
+    }
+
+    async fn serve_fuse(&self, node: &Node, fuse: &OwnedFd) -> Result<(), Status> {
+        let fuse = fuse
+            .try_clone()
+            .map_err(|error| Status::internal(format!("cannot copy a descriptor: {error}")))?;
+        node.data
+            .attach_fuse(self.volume, fuse)
+            .await
+            .map_err(|error| data_status("FUSE front-end", &error))
+    }
+
+    async fn serve(&mut self, node: &Node) -> Result<(), Status> {
+        let volume = self.volume;
+        self.serve_nbd(node).await?;
         if self.frontend == Frontend::Nbd {
             return Ok(());
         }
@@ -83,10 +117,8 @@ impl Device {
             Status::internal(format!("cannot make {}: {error}", mount.display()))
         })?;
         let fuse = kernel("mount FUSE", move || hostio::fuse::mount_at(&mount, &source)).await?;
-        node.data
-            .attach_fuse(volume, fuse)
-            .await
-            .map_err(|error| data_status("FUSE front-end", &error))?;
+        let fuse = Arc::clone(self.fuse.insert(Arc::new(fuse)));
+        self.serve_fuse(node, &fuse).await?;
         let backing = self.mount.join(FUSE_FILE);
         let device =
             kernel("attach a loop device", move || LoopDevice::attach(&backing, BLOCK as u32))
@@ -95,11 +127,107 @@ impl Device {
             tracing::warn!(%volume, device = %device.path().display(), "the kernel refused direct I/O on the loop device: data is cached twice");
         }
         self.device = Some(Arc::new(device));
+        self.hand_over(node).await;
         Ok(())
     }
 
+    /// A device that a former daemon left; nobody serves it yet.
+    pub(super) fn inherited(node: &Node, inherited: Inherited, instance: EngineInstance) -> Self {
+        let Inherited { volume, note, fuse } = inherited;
+        let mut device = Self::new(node, volume, Frontend::FuseLoop);
+        device.engines = note.engines;
+        device.engines.insert(instance);
+        device.fuse = Some(Arc::new(fuse));
+        device
+    }
+
+    /// Serves an inherited device with the active engine `instance`; the kernel sends again what
+    /// nobody answered.
+    pub(super) async fn resume(
+        &mut self,
+        node: &Node,
+        path: PathBuf,
+        instance: EngineInstance,
+    ) -> Result<(), Status> {
+        let Some(fuse) = self.fuse.clone() else { return Ok(()) };
+        self.serve_nbd(node).await?;
+        let backing = self.mount.join(FUSE_FILE);
+        let again = Arc::clone(&fuse);
+        let open = move || {
+            let device = LoopDevice::open(&path, &backing)?;
+            hostio::fuse::resend(&again)?;
+            Ok(device)
+        };
+        self.device = Some(Arc::new(kernel("take over the kernel device", open).await?));
+        self.serve_fuse(node, &fuse).await?;
+        self.engines = BTreeSet::from([instance]);
+        self.hand_over(node).await;
+        Ok(())
+    }
+
+    /// What the holder is to know of a kernel device.
+    fn described(&self) -> Result<holder::Device, Status> {
+        let device = self.path().map(Path::to_owned).unwrap_or_default();
+        let note = Note { engines: self.engines.clone(), device };
+        Ok(holder::Device {
+            volume: self.volume.to_string(),
+            mount: self.mount.clone(),
+            backing: self.mount.join(FUSE_FILE),
+            note: note.text()?,
+        })
+    }
+
+    /// Gives the holder what it needs to keep the device. Without it the device works, and ends
+    /// with this process.
+    pub(super) async fn hand_over(&self, node: &Node) {
+        let Some(fuse) = self.fuse.clone() else { return };
+        let keeper = Arc::clone(&node.keeper);
+        let kept = async {
+            let device = self.described()?;
+            blocking("hand the device to its holder", move || keeper.keep(&device, &fuse)).await
+        };
+        if let Err(status) = kept.await {
+            let message = format!("it will not survive a restart: {}", status.message());
+            tracing::warn!(volume = %self.volume, "{message}");
+            node.events.local("device_not_kept", Some(self.volume), None, &message);
+        }
+    }
+
+    /// Has the holder note who may serve an inherited device; it knows the device itself.
+    pub(super) async fn note(&self, node: &Node, device: PathBuf) -> Result<(), Status> {
+        let (keeper, volume) = (Arc::clone(&node.keeper), self.volume);
+        let note = Note { engines: self.engines.clone(), device };
+        blocking("tell the device holder", move || keeper.note(volume, &note)).await
+    }
+
+    /// Whether the device outlives this process.
+    pub(super) async fn is_kept(&self, node: &Node) -> bool {
+        let (keeper, volume) = (Arc::clone(&node.keeper), self.volume);
+        let asked = move || Ok::<bool, HostError>(keeper.keeps(volume));
+        self.fuse.is_some() && blocking("ask the device holder", asked).await.unwrap_or(false)
+    }
+
+    /// Stops serving the device without ending it: what the kernel sends from here on waits for a
+    /// successor.
+    pub(super) async fn retire(&self, node: &Node) {
+        if let Err(error) = node.data.detach_frontends(self.volume).await {
+            tracing::warn!(volume = %self.volume, %error, "while retiring");
+        }
+        let _ = std::fs::remove_file(&self.nbd_socket);
+    }
+
     /// Takes the device away without ever hanging; `dead` also fails what the kernel still waits for.
-    pub(super) async fn remove(mut self, node: &Node, volume: VolumeId, dead: bool) {
+    pub(super) async fn remove(mut self, node: &Node, dead: bool) {
+        let volume = self.volume;
+        if self.frontend == Frontend::FuseLoop {
+            // First: what is half removed must not be taken over.
+            let keeper = Arc::clone(&node.keeper);
+            let forget = move || {
+                keeper.forget(volume);
+                Ok::<(), HostError>(())
+            };
+            log(volume, blocking("tell the device holder", forget).await);
+        }
         if self.frontend == Frontend::FuseLoop {
             let abort = |mount: PathBuf| kernel("abort FUSE", move || hostio::fuse::abort(&mount));
             if dead {
@@ -110,13 +238,13 @@ impl Device {
             let detach = move || {
                 // The kernel detaches when the last one closes the device: that must not be us.
                 drop(device);
-                detach_loops(&backing)
+                hostio::loopdev::detach_all(&backing)
             };
             if log(volume, kernel("detach the loop device", detach).await).is_none() {
                 log(volume, abort(self.mount.clone()).await);
             }
             let mount = self.mount.clone();
-            log(volume, kernel("unmount FUSE", move || unmount(&mount)).await);
+            log(volume, kernel("unmount FUSE", move || hostio::fuse::remove(&mount)).await);
         }
         if let Err(error) = node.data.detach_frontends(volume).await {
             tracing::warn!(%volume, %error, "while detaching");
@@ -160,22 +288,6 @@ impl Device {
     }
 }
 
-/// Detaches every loop device over `backing`.
-pub(super) fn detach_loops(backing: &Path) -> Result<(), HostError> {
-    for path in hostio::loopdev::find_by_backing(backing)? {
-        hostio::loopdev::detach_at(&path)?;
-    }
-    Ok(())
-}
-
-/// Unmounts at once, whoever still uses it, and removes the directory.
-pub(super) fn unmount(mount: &Path) -> Result<(), HostError> {
-    hostio::fuse::unmount(mount, true)?;
-    // Only an empty directory goes; one that is absent is as good.
-    let _ = std::fs::remove_dir(mount);
-    Ok(())
-}
-
 fn listen(path: &Path) -> io::Result<UnixListener> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
@@ -195,12 +307,19 @@ async fn kernel<T: Send + 'static>(
     doing: &'static str,
     call: impl FnOnce() -> Result<T, HostError> + Send + 'static,
 ) -> Result<T, Status> {
+    blocking(doing, call).await
+}
+
+async fn blocking<T: Send + 'static, E: std::error::Error + Send + 'static>(
+    doing: &'static str,
+    call: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, Status> {
     match tokio::time::timeout(KERNEL, tokio::task::spawn_blocking(call)).await {
         Ok(Ok(Ok(done))) => Ok(done),
         Ok(Ok(Err(error))) => Err(Status::internal(format!("cannot {doing}: {error}"))),
         Ok(Err(_)) => Err(Status::internal(format!("cannot {doing}: the call panicked"))),
         Err(_) => Err(Status::internal(format!(
-            "cannot {doing}: no answer of the kernel within {} s",
+            "cannot {doing}: no answer within {} s",
             KERNEL.as_secs()
         ))),
     }

@@ -1,5 +1,6 @@
 //! Detaching, of attachments that work and of dead ones.
 
+use super::Local;
 use crate::control::Node;
 use crate::control::status::CommandError;
 use core::time::Duration;
@@ -42,10 +43,14 @@ pub(in crate::control) async fn detach(node: &Arc<Node>, volume: VolumeId) -> Re
     work.await.unwrap_or_else(|_| Err(Status::internal("the detach ended unexpectedly")))
 }
 
-/// At the end of the daemon: engines close so that the next attach is quick, and devices go away.
+/// At the end of the daemon, for what ends with it: engines close so that the next attach is quick,
+/// and devices go away. Kernel devices that are kept are left to [`retire_all`].
 /// An attachment whose device is in use stays in the record: it is dead, as after a kill (R14).
-pub(in crate::control) async fn detach_all(node: &Arc<Node>) {
+pub(in crate::control) async fn detach_mortal(node: &Arc<Node>) {
     let detach = |volume| async move {
+        if outlives(node, volume).await {
+            return;
+        }
         let ended = match timeout(FAREWELL, detach(node, volume)).await {
             Ok(Ok(())) => return,
             Ok(Err(status)) => status.message().to_owned(),
@@ -57,6 +62,34 @@ pub(in crate::control) async fn detach_all(node: &Arc<Node>) {
         }
     };
     futures::future::join_all(node.attachments.volumes().into_iter().map(detach)).await;
+}
+
+/// Whether the device of `volume` works and is kept for a successor (R14). Who uses it is not asked:
+/// an open raw block device cannot be told from an idle one.
+async fn outlives(node: &Arc<Node>, volume: VolumeId) -> bool {
+    let device = match node.attachments.inner().get(&volume) {
+        Some(Local { device: Some(device), failed: None, .. }) => device.clone(),
+        _ => return false,
+    };
+    device.is_kept(node).await
+}
+
+/// At the very end of the daemon: the engines of devices that are kept close, and the devices wait
+/// for the next daemon. In the record they stay attached.
+pub(in crate::control) async fn retire_all(node: &Arc<Node>) {
+    let retire = |volume| async move {
+        let Ok(_operation) = node.attachments.begin(volume) else { return };
+        let device = node.attachments.inner().get(&volume).and_then(|l| l.device.clone());
+        let Some(device) = device else { return };
+        let ended = timeout(FAREWELL, async {
+            device.retire(node).await;
+            stop(node, volume).await
+        });
+        let clean = ended.await.unwrap_or(false);
+        tracing::info!(node = %node.config.node, %volume, clean, "device left for the next daemon");
+        node.attachments.inner().remove(&volume);
+    };
+    futures::future::join_all(node.attachments.volumes().into_iter().map(retire)).await;
 }
 
 /// Removes the local half of an attachment, whatever state it is in; returns what was there, and
@@ -76,7 +109,7 @@ pub(super) async fn tear_down(
         node.data.fail_engine(volume);
     }
     if let Some(device) = device {
-        device.remove(node, volume, failed).await;
+        device.remove(node, failed).await;
     }
     let clean = stop(node, volume).await && !failed;
     node.attachments.inner().remove(&volume);

@@ -3,16 +3,22 @@
 //! One operation at a time per volume. What is here is only the local half of an attachment; the
 //! record in the applied state rules, and an attachment that it does not know (any more) is failed
 //! at once, so that nothing is served under a superseded epoch (promise 3).
+//!
+//! A kernel device outlives the daemon that served it (R14): `keeper` has its descriptor kept,
+//! `resume` takes it over.
 
 mod begin;
 mod device;
 mod end;
-mod stray;
+mod keeper;
+mod resume;
 mod watch;
 
 pub(super) use begin::attach;
-pub(super) use end::{detach, detach_all};
-pub(super) use stray::remove_strays;
+pub(super) use end::{detach, detach_mortal, retire_all};
+pub use keeper::Keeper;
+pub(super) use keeper::{Inherited, guard, inherit};
+pub(super) use resume::{claim, resume};
 pub(super) use watch::follow;
 
 use super::Node;

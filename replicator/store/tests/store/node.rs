@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-pub use kit::ids::{CLUSTER, POOL, boot, incarnation, instance, replica, volume};
+pub use kit::ids::{CLUSTER, POOL, boot, incarnation, instance, process, replica, volume};
 use store::{
     Admin, Event, Input, IoId, IoResult, OpenError, OpenOptions, Output, SessionId, Store,
 };

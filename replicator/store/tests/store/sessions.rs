@@ -1,10 +1,12 @@
 //! Who may talk to a replica: Hello, seals, leases, roles, clean closes (R3, R9, R11, R20).
 
 use store::{Admin, Input, Output, SessionId};
-use types::{ClusterId, Epoch, Era, Tag};
+use types::{ClusterId, Epoch, Era, NodeId, Process, Tag};
 use wire::{Hello, Reply, Request, Role, SealInfo, WireError};
 
-use crate::node::{MIB, Node, filled, incarnation, instance, replica, volume, write};
+use crate::node::{
+    MIB, Node, boot, filled, incarnation, instance, process, replica, volume, write,
+};
 
 fn node() -> Node {
     let mut node = Node::new(16 * MIB);
@@ -169,6 +171,77 @@ fn a_restarted_process_waits_for_leases_that_it_does_not_know() {
     assert_eq!(node.take(new, seq), None);
     node.pass(3000);
     assert!(sealed(node.take(new, seq)).is_some());
+}
+
+/// Has the log begin anew behind a checkpoint.
+fn fill_the_log(node: &mut Node) {
+    node.create(9, 4 * MIB);
+    let (session, _) = node.attach(9, 1, Role::Engine);
+    let before = node.store.stats().checkpoints;
+    for era in 1.. {
+        let reply = node.ask(session, Request::SealEra { era: Era(era) });
+        assert_eq!(reply, Reply::Done);
+        if node.store.stats().checkpoints > before {
+            return;
+        }
+    }
+}
+
+/// A restart of the replica's daemon must not hold up the engine that it served, nor its own
+/// node's next engine; whoever else comes waits for the lease that may still run (R3).
+#[test]
+fn after_a_restart_only_a_lease_that_may_run_is_waited_for() {
+    let other = |n: u8| Process { node: NodeId(2), boot: boot(3), run: instance(n) };
+    let engine = |epoch, process| Hello { process, ..Node::hello(1, epoch, Role::Engine) };
+    // (who sealed before the restart, who after it, whether that seal waits)
+    let table = [
+        (engine(1, process(1)), engine(1, process(1)), false),
+        (engine(1, process(1)), engine(2, process(1)), true),
+        (engine(1, process(1)), engine(2, process(2)), false),
+        (engine(1, process(1)), engine(2, other(2)), true),
+        (engine(1, other(1)), engine(2, process(2)), true),
+        (engine(1, other(1)), engine(2, other(2)), false),
+        (engine(1, other(1)), engine(2, Process { boot: boot(4), ..other(2) }), true),
+        (Node::hello(1, 1, Role::Sealer), engine(2, process(2)), true),
+    ];
+    for (row, (before, after, waits)) in table.into_iter().enumerate() {
+        for checkpoint in [false, true] {
+            let mut node = node();
+            let session = node.session(before.clone()).unwrap();
+            assert!(matches!(node.ask(session, Request::Seal), Reply::Sealed(_)));
+            if checkpoint {
+                fill_the_log(&mut node);
+            }
+            let mut node = node.restart(1);
+            let session = node.session(after.clone()).unwrap();
+            let seq = node.send(session, Request::Seal);
+            node.settle();
+            assert_eq!(node.take(session, seq).is_none(), waits, "row {row}");
+            node.pass(3000);
+        }
+    }
+}
+
+/// The promise of a seal is durable before the lease of the engine before it is over: a successor
+/// of the one that promised must wait for that lease all the same.
+#[test]
+fn a_promise_is_not_a_lease() {
+    let mut node = node();
+    let old = Process { node: NodeId(2), ..process(1) };
+    let old = node.session(Hello { process: old, ..Node::hello(1, 1, Role::Engine) }).unwrap();
+    assert!(matches!(node.ask(old, Request::Seal), Reply::Sealed(_)));
+    let promised = node.session(Node::hello(1, 2, Role::Engine)).unwrap();
+    let seq = node.send(promised, Request::Seal);
+    node.settle();
+    assert_eq!(node.take(promised, seq), None);
+    let mut node = node.restart(1);
+    let hello = Hello { process: process(2), ..Node::hello(1, 3, Role::Engine) };
+    let next = node.session(hello).unwrap();
+    let seq = node.send(next, Request::Seal);
+    node.settle();
+    assert_eq!(node.take(next, seq), None, "node 2 may still read under its lease");
+    node.pass(3000);
+    assert!(sealed(node.take(next, seq)).is_some());
 }
 
 #[test]

@@ -10,7 +10,11 @@ fn samples() -> Vec<Frame> {
         incarnation: Incarnation::from_bytes([4; 16]),
         instance: EngineInstance::from_bytes([5; 16]),
         epoch: Epoch(7),
-        node: NodeId(3),
+        process: Process {
+            node: NodeId(3),
+            boot: BootId::from_bytes([8; 16]),
+            run: EngineInstance::from_bytes([9; 16]),
+        },
         role: Role::Sealer,
     };
     let info = SealInfo {

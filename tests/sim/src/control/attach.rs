@@ -221,7 +221,8 @@ impl World {
             size: record.size,
             epoch,
             instance,
-            node: here,
+            process: self.nodes[n].identity(),
+            resumed: false,
             isr_version: record.isr_version,
             members: members(&state, record, here),
         };

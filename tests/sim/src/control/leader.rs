@@ -274,7 +274,7 @@ impl World {
                 incarnation: candidate.incarnation,
                 epoch,
                 instance: fence_instance(volume, epoch),
-                node: self.nodes[n].id,
+                process: self.nodes[n].identity(),
                 role: Role::Sealer,
             };
             let id = self.start_seal(n, hello, candidate.address);

@@ -1,6 +1,7 @@
 //! A lab and what can be done to it.
 
 use crate::layout::Layout;
+use crate::net::Cut;
 use crate::process::wait_until;
 use crate::state::{Registry, State, check_nodes, lock};
 use crate::{daemons, down, net, pool, rpc};
@@ -142,8 +143,16 @@ impl Lab {
     /// # Errors
     /// If there is no such node or `nft` fails.
     pub fn cut(&self, node: u64) -> Result<()> {
+        self.cut_some(node, Cut::All)
+    }
+
+    /// Drops some of a node's traffic.
+    ///
+    /// # Errors
+    /// If there is no such node or `nft` fails.
+    pub fn cut_some(&self, node: u64, cut: Cut) -> Result<()> {
         self.check_node(node)?;
-        net::cut(&self.layout, node)
+        net::cut(&self.layout, node, cut)
     }
 
     /// Ends a cut.

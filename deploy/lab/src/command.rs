@@ -1,6 +1,7 @@
 //! `holdfast lab ...`.
 
 use crate::cluster::{Lab, POOL_BYTES, Plan};
+use crate::fire;
 use crate::layout::Layout;
 use crate::state::{Registry, State};
 use crate::story::{self, Options, Palette};
@@ -91,6 +92,21 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// PostgreSQL under fire on a lab of its own: one fault after the other, the ledger compared after
+    /// each.
+    Soak {
+        #[command(flatten)]
+        place: Place,
+        /// How many faults.
+        #[arg(long, default_value_t = 12)]
+        rounds: u32,
+        /// Chooses the order of faults and the filesystem (even: ext4, odd: xfs).
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        /// Leave the lab up for a look around, also when it failed; `holdfast lab down` ends it.
+        #[arg(long)]
+        keep: bool,
+    },
     /// The demo's ledger client.
     #[command(hide = true)]
     Ledger(ledger::Arguments),
@@ -124,6 +140,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
             lab.wait_ready([node]).await
         }
         Command::Demo { place, out, keep } => demo(&place, out, keep).await,
+        Command::Soak { place, rounds, seed, keep } => soak(&place, rounds, seed, keep).await,
         Command::Ledger(arguments) => ledger::run(arguments).await,
         Command::Witness { witness } => witness::run(witness).await,
     }
@@ -192,13 +209,41 @@ async fn demo(place: &Place, out: PathBuf, keep: bool) -> Result<()> {
         }
         Err(error) => Err(error),
     };
+    finish(verdict, &options.plan.dir, ours, keep)
+}
+
+async fn soak(place: &Place, rounds: u32, seed: u64, keep: bool) -> Result<()> {
+    let plan = Plan { dir: absolute(&place.dir)?, nodes: 3, pool_bytes: POOL_BYTES };
+    let ours = !known(&plan.dir)?;
+    let options = fire::Options { plan, rounds, seed };
+    let told_to_end = told_to_end()?;
+    let tally = tokio::select! {
+        tally = fire::run(&options, |line| println!("{line}")) => tally,
+        signal = told_to_end => Err(anyhow::anyhow!("ended by {signal}")),
+    };
+    let verdict = tally.map(|tally| {
+        println!(
+            "{} rounds, {} acknowledged rows, {} lost, {} phantom, longest stall {:.2} s ({})",
+            tally.rounds,
+            tally.acknowledged,
+            tally.lost,
+            tally.phantom,
+            tally.longest_stall_ms as f64 / 1e3,
+            tally.longest_stall_in
+        );
+    });
+    finish(verdict, &options.plan.dir, ours, keep)
+}
+
+/// Ends the lab of a command, unless it is to be kept.
+fn finish(verdict: Result<()>, dir: &Path, ours: bool, keep: bool) -> Result<()> {
     if keep {
-        println!("the lab stays: holdfast lab down --dir {}", options.plan.dir.display());
+        println!("the lab stays: holdfast lab down --dir {}", dir.display());
         return verdict;
     }
     match verdict {
-        Ok(()) => down_one(&options.plan.dir),
-        Err(error) if ours => Err(cleaned(error, &options.plan.dir)),
+        Ok(()) => down_one(dir),
+        Err(error) if ours => Err(cleaned(error, dir)),
         Err(error) => Err(error),
     }
 }

@@ -12,6 +12,7 @@ pub mod command;
 pub mod daemons;
 pub mod down;
 pub mod exec;
+pub mod fire;
 pub mod journal;
 pub mod kubelet;
 pub mod layout;

@@ -59,25 +59,55 @@ pub fn remove(namespace: &str) -> Result<()> {
     run("ip", &["netns", "del", namespace]).map(drop)
 }
 
-/// Drops every packet of a node except on loopback, both ways; nothing on the node is told.
+/// Which packets of a node are dropped; never those on loopback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// All of them.
+    All,
+    /// Those that come in.
+    Incoming,
+    /// Those that go out.
+    Outgoing,
+    /// Those of one TCP port, whichever side has it.
+    Port(u16),
+}
+
+impl Cut {
+    /// Rules of the input and the output chain.
+    fn rules(self) -> (String, String) {
+        let all = "drop".to_owned();
+        match self {
+            Self::All => (all.clone(), all),
+            Self::Incoming => (all, String::new()),
+            Self::Outgoing => (String::new(), all),
+            Self::Port(port) => {
+                let rule = format!("tcp dport {port} drop\ntcp sport {port} drop");
+                (rule.clone(), rule)
+            }
+        }
+    }
+}
+
+/// Drops packets of a node both ways, or as `cut` says; nothing on the node is told. An earlier cut
+/// of it is replaced.
 ///
 /// # Errors
 /// If `nft` fails.
-pub fn cut(layout: &Layout, node: u64) -> Result<()> {
+pub fn cut(layout: &Layout, node: u64, cut: Cut) -> Result<()> {
+    let (input, output) = cut.rules();
     let rules = format!(
         "table inet {CUT_TABLE}
          delete table inet {CUT_TABLE}
          table inet {CUT_TABLE} {{
            chain input {{
-             type filter hook input priority -300; policy drop;
+             type filter hook input priority -300; policy accept;
              iifname \"lo\" accept
+             {input}
            }}
            chain output {{
-             type filter hook output priority -300; policy drop;
+             type filter hook output priority -300; policy accept;
              oifname \"lo\" accept
-           }}
-           chain forward {{
-             type filter hook forward priority -300; policy drop;
+             {output}
            }}
          }}
         "

@@ -65,6 +65,12 @@ impl Postgres {
         })
     }
 
+    /// The lab that it runs in.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
     /// Directory of the Unix socket.
     #[must_use]
     pub fn socket_dir(&self) -> PathBuf {
@@ -203,6 +209,24 @@ impl Postgres {
         let mut both: Vec<ProcessId> = only_child(process.pid).into_iter().collect();
         both.push(process);
         kill_all(&both, KILL_PATIENCE)
+    }
+
+    /// Has `pg_amcheck` look at every table and index.
+    ///
+    /// # Errors
+    /// If it finds something.
+    pub async fn amcheck(&self) -> Result<()> {
+        let mut check = self.local_tool("pg_amcheck");
+        check.args(["--install-missing", "--heapallindexed", "--jobs=2"]);
+        let said = run_async(check).await?;
+        ensure!(said.trim().is_empty(), "pg_amcheck found: {said}");
+        Ok(())
+    }
+
+    /// Whether the server runs.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.process.is_some_and(ProcessId::is_alive)
     }
 
     /// Verifies every page checksum of a server that was stopped.

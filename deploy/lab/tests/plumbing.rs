@@ -49,7 +49,7 @@ fn a_cut_node_is_silent_until_healed_and_nothing_stays() {
     let device = pool::make(layout, 1, 64 << 20).unwrap();
     assert!(reaches(layout, 1, 2) && reaches(layout, 1, 1));
     for _ in 0..2 {
-        net::cut(layout, 2).unwrap();
+        net::cut(layout, 2, net::Cut::All).unwrap();
         assert!(net::is_cut(layout, 2).unwrap());
         assert!(!reaches(layout, 1, 2) && !reaches(layout, 2, 1));
         assert!(reaches(layout, 2, 2), "loopback stays");
@@ -130,7 +130,7 @@ async fn the_ledger_follows_postgres_from_one_node_to_another() {
     assert!(wait_until(Duration::from_secs(5), || acknowledged_at(1) > 20));
 
     // The node is lost; its server is killed without a word and another takes over the data.
-    net::cut(layout, 1).unwrap();
+    net::cut(layout, 1, net::Cut::All).unwrap();
     first.kill().unwrap();
     let mut second = Postgres::new(layout, 2, &volume).unwrap();
     second.start().unwrap();

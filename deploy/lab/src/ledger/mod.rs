@@ -5,7 +5,7 @@ mod client;
 mod verdict;
 
 pub use client::{Arguments, run};
-pub use verdict::{Row, Verdict, acknowledged, compare, sent};
+pub use verdict::{Row, Verdict, acknowledged, audit, compare, sent};
 
 use anyhow::{Context as _, Result};
 use std::fs;

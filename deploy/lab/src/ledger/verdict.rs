@@ -36,6 +36,26 @@ pub fn compare(
     }
 }
 
+/// Compares the table in `database` with the record in `files`; right also while the clients go on.
+///
+/// # Errors
+/// If the database or a file cannot be read.
+pub async fn audit(
+    files: &Files,
+    clients: u32,
+    database: &tokio_postgres::Client,
+) -> Result<Verdict> {
+    // In this order: what was acknowledged before the query must be in it, what is in it must have
+    // been sent by now.
+    let acknowledged = acknowledged(files, clients)?.into_iter().map(|(row, ..)| row).collect();
+    let mut present = BTreeSet::new();
+    for row in database.query("select client, seq from ledger", &[]).await? {
+        let (client, seq): (i32, i64) = (row.get(0), row.get(1));
+        present.insert((u32::try_from(client)?, u64::try_from(seq)?));
+    }
+    Ok(compare(&sent(files, clients)?, &acknowledged, &present))
+}
+
 /// Every row that the first `clients` clients may have sent.
 ///
 /// # Errors

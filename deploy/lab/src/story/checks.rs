@@ -5,14 +5,12 @@ use super::progress::Progress;
 use super::report::{Moments, Report};
 use super::{Cast, LEDGER_CLIENTS, Story};
 use crate::clock::{self, seconds_between};
-use crate::exec::run_async;
-use crate::ledger::{self, Row};
+use crate::ledger;
 use crate::postgres::Postgres;
 use crate::process::wait_until;
 use crate::witness::Testimony;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
-use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::time::sleep;
 use types::Instant;
@@ -113,7 +111,7 @@ impl Story {
                 report.acknowledged_rows, report.lost_rows, report.phantom_rows
             ),
         );
-        amcheck(postgres).await?;
+        postgres.amcheck().await?;
         progress.check(true, "pg_amcheck is clean");
         Ok(())
     }
@@ -123,17 +121,7 @@ impl Story {
         let accounts: i64 =
             client.query_one("select count(*) from pgbench_accounts", &[]).await?.get(0);
         report.accounts_rows = u64::try_from(accounts)?;
-        // In this order the comparison is right while the ledger goes on: what was acknowledged
-        // before the query must be in it, what is in it must have been sent by now.
-        let acknowledged = ledger::acknowledged(&self.ledger, LEDGER_CLIENTS)?;
-        let acknowledged: BTreeSet<Row> = acknowledged.into_iter().map(|(row, ..)| row).collect();
-        let mut present = BTreeSet::new();
-        for row in client.query("select client, seq from ledger", &[]).await? {
-            let (client, seq): (i32, i64) = (row.get(0), row.get(1));
-            present.insert((u32::try_from(client)?, u64::try_from(seq)?));
-        }
-        let sent = ledger::sent(&self.ledger, LEDGER_CLIENTS)?;
-        let verdict = ledger::compare(&sent, &acknowledged, &present);
+        let verdict = ledger::audit(&self.ledger, LEDGER_CLIENTS, &client).await?;
         report.acknowledged_rows = verdict.acknowledged;
         report.lost_rows = verdict.lost.len() as u64;
         report.phantom_rows = verdict.phantom.len() as u64;
@@ -235,14 +223,6 @@ impl Story {
         );
         Ok(())
     }
-}
-
-async fn amcheck(postgres: &Postgres) -> Result<()> {
-    let mut check = postgres.local_tool("pg_amcheck");
-    check.args(["--install-missing", "--heapallindexed", "--jobs=2"]);
-    let said = run_async(check).await?;
-    ensure!(said.trim().is_empty(), "pg_amcheck found: {said}");
-    Ok(())
 }
 
 #[cfg(test)]

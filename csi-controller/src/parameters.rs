@@ -122,4 +122,38 @@ mod tests {
             assert!(error.to_string().contains(part), "{error}");
         }
     }
+
+    /// Lines `key=value`, altered; see the `fuzz` crate.
+    #[test]
+    fn altered_parameters_are_accepted_or_named() {
+        fuzz::run(&fuzz::Target {
+            name: "StorageClass parameters",
+            corpus: vec![
+                b"repl=2\npriority_io=high\ncsi.storage.k8s.io/fstype=xfs".to_vec(),
+                b"repl=1\ncsi.storage.k8s.io/pvc/name=data".to_vec(),
+            ],
+            words: &[b"repl=", b"3", b"medium", b"ext4", b"=", b"\n", b"csi.storage.k8s.io/"],
+            longest: 300,
+            repair: &fuzz::no_repair,
+            decode: &|bytes| {
+                let text = String::from_utf8_lossy(bytes);
+                let given: HashMap<String, String> = text
+                    .lines()
+                    .filter_map(|line| line.split_once('='))
+                    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                    .collect();
+                match Parameters::parse(&given) {
+                    Ok(parameters) => {
+                        assert!((1..=3).contains(&parameters.repl));
+                        true
+                    }
+                    Err(error) => {
+                        assert_eq!(error.code(), Code::InvalidArgument);
+                        assert!(error.to_string().contains("accepted"), "{error}");
+                        false
+                    }
+                }
+            },
+        });
+    }
 }

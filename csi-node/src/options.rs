@@ -180,4 +180,35 @@ mod tests {
         let read_only = parse(&[]).unwrap().with_defaults(FsType::Xfs, true);
         assert_eq!(read_only.flags, MsFlags::MS_RDONLY);
     }
+
+    /// Flags in lines, altered; see the `fuzz` crate.
+    #[test]
+    fn altered_flags_are_accepted_or_named() {
+        fuzz::run(&fuzz::Target {
+            name: "mount flags",
+            corpus: vec![
+                b"noatime,discard\ndata=ordered".to_vec(),
+                b"ro\nnodev,nosuid,noexec\ncommit=30".to_vec(),
+            ],
+            words: &[b"bind", b"remount", b"rw", b",", b"=", b"\n", b"\0", b"x-"],
+            longest: 300,
+            repair: &fuzz::no_repair,
+            decode: &|bytes| {
+                let text = String::from_utf8_lossy(bytes);
+                let given: Vec<String> = text.lines().map(str::to_owned).collect();
+                match Options::parse(&given) {
+                    Ok(options) => {
+                        assert!(options.data.len() <= MAX_DATA && !options.data.contains('\0'));
+                        let dangerous = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_MOVE;
+                        assert!(!options.flags.intersects(dangerous), "{:?}", options.flags);
+                        true
+                    }
+                    Err(error) => {
+                        assert!(!error.to_string().is_empty());
+                        false
+                    }
+                }
+            },
+        });
+    }
 }

@@ -34,7 +34,7 @@ struct Header {
 
 const _: () = assert!(size_of::<Header>() == 40);
 const MAGIC: [u8; 8] = *b"HFCHECKP";
-const CRC_AT: usize = 8;
+pub(crate) const CRC_AT: usize = 8;
 
 /// The blocks of a checkpoint, header first, as one buffer.
 pub(crate) fn encode(state: &PoolState, generation: Generation, first_lsn: Lsn) -> Buf {

@@ -18,6 +18,8 @@ mod disk;
 mod error;
 mod fail;
 mod flush;
+#[cfg(test)]
+mod fuzz;
 mod layout;
 mod log;
 mod log_block;

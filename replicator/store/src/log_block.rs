@@ -35,7 +35,7 @@ struct Header {
 const HEADER: usize = size_of::<Header>();
 const _: () = assert!(HEADER == 40);
 const MAGIC: [u8; 4] = *b"HFLG";
-const CRC_AT: usize = 4;
+pub(crate) const CRC_AT: usize = 4;
 /// Bytes of records in a block.
 pub(crate) const PAYLOAD: usize = BLOCK as usize - HEADER;
 const _: () = assert!(record::MAX_RECORD <= PAYLOAD);

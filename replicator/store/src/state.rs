@@ -10,7 +10,7 @@ use types::{
     VolumeId,
 };
 
-use crate::layout::{self, Layout, Region, ReplicaIndex, Slot, VSlot};
+use crate::layout::{self, Layout, MAX_REPLICAS, Region, ReplicaIndex, Slot, VSlot};
 use crate::record::Change;
 
 /// What the pool remembers of a replica.
@@ -110,6 +110,12 @@ impl PoolState {
         self.replicas.values().map(|replica| layout::regions(replica.size) as u64).sum()
     }
 
+    /// Whether the pool can describe so many more regions. What it cannot describe is never logged, so
+    /// recovery need not have memory for it.
+    fn has_room(&self, regions: usize) -> bool {
+        self.regions() + regions as u64 <= self.layout.max_regions
+    }
+
     /// Applies a change to replica `index`; slots that lost their owner are added to `freed`.
     pub(crate) fn apply(
         &mut self,
@@ -123,6 +129,9 @@ impl PoolState {
             }
             if self.replicas.contains_key(&index) {
                 return Err(Contradiction("replica exists"));
+            }
+            if self.replicas.len() as u32 >= MAX_REPLICAS || !self.has_room(layout::regions(size)) {
+                return Err(Contradiction("too much is provisioned"));
             }
             let state = ReplicaState {
                 volume,
@@ -143,6 +152,15 @@ impl PoolState {
             return Ok(());
         }
         let layout = self.layout;
+        let present = self.replicas.get(&index).ok_or(Contradiction("no such replica"))?.size;
+        if let Change::Resize { size } = *change {
+            if size < present || !size_is_valid(size) {
+                return Err(Contradiction("size"));
+            }
+            if !self.has_room(layout::regions(size) - layout::regions(present)) {
+                return Err(Contradiction("too much is provisioned"));
+            }
+        }
         let replica = self.replicas.get_mut(&index).ok_or(Contradiction("no such replica"))?;
         match *change {
             Change::Create { .. } => {}
@@ -152,9 +170,6 @@ impl PoolState {
                 self.replicas.remove(&index);
             }
             Change::Resize { size } => {
-                if size < replica.size || !size_is_valid(size) {
-                    return Err(Contradiction("size"));
-                }
                 replica.size = size;
                 replica.map.resize(layout.vslots(size), NONE);
                 replica.tags.resize(layout::regions(size), Tag::default());

@@ -32,7 +32,7 @@ struct Header {
 
 const _: () = assert!(size_of::<Header>() as u64 == PAGE_HEADER);
 const MAGIC: [u8; 4] = *b"HFCS";
-const CRC_AT: usize = 4;
+pub(crate) const CRC_AT: usize = 4;
 /// Blocks of the table read at once.
 const SCAN: u64 = 256;
 

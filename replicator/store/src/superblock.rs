@@ -34,7 +34,7 @@ struct Raw {
 }
 
 const _: () = assert!(size_of::<Raw>() == 104 && cfg!(target_endian = "little"));
-const CRC_AT: usize = 12;
+pub(crate) const CRC_AT: usize = 12;
 
 /// A valid superblock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

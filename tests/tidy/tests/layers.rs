@@ -32,6 +32,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cli", &["types", "client", "proto", "lab"]),
     ("kit", &["types", "wire"]),
     ("crash", &["types", "wire", "store", "metadata", "replicator", "kit"]),
+    ("fuzz", &["kit"]),
     ("e2e", &["types", "client", "proto", "lab", "wire"]),
     ("sim", &["types", "wire", "metadata", "store", "engine", "policy"]),
     ("tidy", &[]),

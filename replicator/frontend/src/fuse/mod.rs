@@ -7,6 +7,8 @@
 
 mod abi;
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;
 
 use crate::{BlockDevice, Frontend, Status, index_of, io_id};

@@ -4,6 +4,8 @@
 //! make this end hold is bounded: a receive buffer, and [`MAX_REQUESTS`] requests of together
 //! [`MAX_REQUEST`] payload bytes, counted until their answers are sent.
 
+#[cfg(test)]
+mod fuzz;
 mod handshake;
 mod proto;
 mod requests;

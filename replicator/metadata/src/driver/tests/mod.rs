@@ -3,6 +3,7 @@
 
 mod cluster;
 mod elections;
+mod fuzz;
 mod members;
 mod restart;
 

@@ -6,6 +6,7 @@ use crate::core::{Engine, Phase};
 use crate::flight::Mask;
 use crate::member::{Join, Link, Member, Standing};
 use core::time::Duration;
+use types::plant::{Bug, planted};
 use types::{IO_TIMEOUT, IoError, LEASE};
 use wire::SealInfo;
 
@@ -42,7 +43,9 @@ impl Engine {
         // Until the source is chosen, what a seal says about itself is all that matters.
         let counts = member.counts()
             && !matches!(self.phase, Phase::Sealing { .. } | Phase::Reconciling { .. });
-        let rebooted = counts && before.is_some_and(|before| before.boot != info.boot);
+        let rebooted = counts
+            && before.is_some_and(|before| before.boot != info.boot)
+            && !planted(Bug::KeepIsrAfterReboot);
         if member.unfit {
             return self.link_lost(index, out);
         }
@@ -114,10 +117,10 @@ impl Engine {
         if clean {
             self.flushed_writes = self.completed_writes;
         }
-        if clean || sealed.len() == 1 {
+        if clean || sealed.len() == 1 || planted(Bug::SkipReconcile) {
             return self.request_activation(sealed, out);
         }
-        let unbroken = |index: &usize| whole.has(*index);
+        let unbroken = |index: &usize| whole.has(*index) || planted(Bug::AnySource);
         let rank = |index: &usize| (!unbroken(index), !self.members[*index].is_local());
         let Some(source) = sealed.iter().min_by_key(rank) else { return };
         self.phase = Phase::Reconciling { source, until: self.now.after(RECONCILE) };

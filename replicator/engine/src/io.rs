@@ -6,6 +6,7 @@ use crate::flight::{Foreground, Kind, Mask, Purpose};
 use crate::member::{Member, Standing};
 use crate::region::is_job;
 use crate::repair::{Awaited, is_unreadable};
+use types::plant::{Bug, planted};
 use types::{BlockOp, Era, Instant, IoError, IoId, MAX_IO, crc32c, in_bounds};
 use wire::{Reply, Request, WireError};
 
@@ -91,6 +92,9 @@ impl Engine {
     pub(crate) fn leases_held(&self) -> bool {
         // One whose `Grow` may have been committed could be the source of a later epoch already.
         let grown = |index| self.grow_pending(index);
+        if planted(Bug::ForgetReadLease) {
+            return true;
+        }
         self.members
             .iter()
             .enumerate()
@@ -101,7 +105,9 @@ impl Engine {
         let Some(flight) = self.flights.get_mut(seq) else { return };
         let avoid = flight.avoid;
         let fit = |(index, m): &(usize, &Member)| {
-            m.in_sync() && m.is_up() && !m.unfit && !m.broken && !avoid.has(*index)
+            let member = m.in_sync()
+                || planted(Bug::ReadFromTarget) && matches!(m.standing, Standing::Syncing(_));
+            member && m.is_up() && !m.unfit && !m.broken && !avoid.has(*index)
         };
         let source = self.members.iter().enumerate().filter(fit).min_by_key(|(_, m)| !m.is_local());
         match source {
@@ -201,6 +207,9 @@ impl Engine {
             Reply::Done => {
                 flight.acked.add(index);
                 flight.waiting.remove(index);
+                if planted(Bug::AckBeforePeer) {
+                    flight.waiting = Mask::default();
+                }
                 flight.extra.remove(index);
                 self.finish_if_done(seq, out);
             }
@@ -233,7 +242,7 @@ impl Engine {
                 if !flight.extra.is_empty() {
                     return;
                 }
-                if !acked.is_empty() {
+                if !acked.is_empty() && !planted(Bug::SkipRollback) {
                     return self.roll_back(seq, out);
                 }
             }

@@ -5,6 +5,7 @@ use crate::core::{Engine, Phase};
 use crate::flight::{Kind, Mask, Purpose};
 use crate::member::{Link, Member, RECONNECT};
 use types::Instant;
+use types::plant::{Bug, planted};
 use wire::{Hello, Request, Role};
 
 impl Engine {
@@ -75,6 +76,9 @@ impl Engine {
             // A counting member's answer stays needed until it is out of the ISR (R4): it is
             // sent again if the link comes back first.
             Purpose::Foreground(foreground) if foreground.kind != Kind::Read => {
+                if planted(Bug::ShrinkAfterAck) {
+                    flight.waiting.remove(index);
+                }
                 self.finish_if_done(seq, out);
             }
             Purpose::Foreground(_) => {

@@ -1,6 +1,8 @@
 //! The interval lock of R16 and R21: overlapping writes, and resync against writes, go one by one.
 
+use crate::region::is_job;
 use std::collections::{BTreeMap, VecDeque};
+use types::plant::{Bug, planted};
 
 /// Who holds or wants a range; unique while it does.
 pub(crate) type Holder = u64;
@@ -21,6 +23,9 @@ impl IntervalLock {
 
     /// Takes `start..end` for `holder`, or queues it and returns false.
     pub(crate) fn lock(&mut self, start: u64, end: u64, holder: Holder) -> bool {
+        if planted(Bug::NoIntervalLock) || planted(Bug::CopyWithoutLock) && is_job(holder) {
+            return true;
+        }
         let behind = self.waiting.iter().any(|(s, e, _)| *s < end && start < *e);
         if behind || self.is_held(start, end) {
             self.waiting.push_back((start, end, holder));

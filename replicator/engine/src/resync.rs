@@ -16,7 +16,8 @@ use crate::flight::{Mask, Purpose};
 use crate::member::{Join, Link, Member, RECONNECT, Standing};
 use core::time::Duration;
 use std::collections::BTreeSet;
-use types::REGION;
+use types::plant::{Bug, planted};
+use types::{Era, REGION, Tag};
 use wire::{Reply, Request};
 
 /// Pause after the first resync that failed; doubled after each further one, up to eight times it.
@@ -78,6 +79,10 @@ impl Engine {
                     let busy = self.flights.iter().any(|(_, flight)| flight.extra.has(target));
                     if !busy {
                         self.members[target].standing = Standing::Joining(Join::Flushing);
+                        if planted(Bug::JoinWithoutFlush) {
+                            self.join_flushed(target, out);
+                            continue;
+                        }
                         let purpose = Purpose::JoinFlush { target };
                         self.send_internal(purpose, Request::Flush, Mask::one(target), out);
                     }
@@ -103,7 +108,13 @@ impl Engine {
         let (Some(of_source), Some(of_target)) = (sealed(source), sealed(target)) else { return };
         // The source may have lost power too, and with it writes of an era that was sealed on the
         // target only: the lower seal counts.
-        let above = of_source.min(of_target);
+        let above = if planted(Bug::DirtySinceAttach) {
+            Tag { epoch: self.config.epoch, era: Era(0) }
+        } else if planted(Bug::TargetSealOnly) {
+            of_target
+        } else {
+            of_source.min(of_target)
+        };
         let Standing::Syncing(resync) = &mut self.members[target].standing else { return };
         resync.stage = Stage::Listing { lists: 2, set: BTreeSet::new() };
         for asked in [source, target] {
@@ -129,7 +140,9 @@ impl Engine {
         let size = self.config.size;
         let Standing::Syncing(resync) = &mut self.members[target].standing else { return };
         let Stage::Listing { lists, set } = &mut resync.stage else { return };
-        set.extend(regions.into_iter().filter(|region| u64::from(*region) * REGION < size));
+        if !(planted(Bug::SourceTagsOnly) && asked == target) {
+            set.extend(regions.into_iter().filter(|region| u64::from(*region) * REGION < size));
+        }
         match next {
             Some(next) if next > first => {
                 let request = Request::Tags { above, first: next };
@@ -139,7 +152,10 @@ impl Engine {
             None => {
                 *lists -= 1;
                 if *lists == 0 {
-                    let queue: Vec<u32> = core::mem::take(set).into_iter().rev().collect();
+                    let mut queue: Vec<u32> = core::mem::take(set).into_iter().rev().collect();
+                    if planted(Bug::JoinBeforeCopied) {
+                        queue.clear();
+                    }
                     let total = queue.iter().map(|region| region_len(*region, size)).sum();
                     resync.stage = Stage::Copying { queue, active: 0 };
                     self.members[target].progress.total = total;

@@ -5,6 +5,7 @@ use crate::core::{Engine, Phase};
 use crate::flight::{Mask, Purpose};
 use crate::member::{Member, Standing};
 use core::time::Duration;
+use types::plant::{Bug, planted};
 use types::{Instant, IoError};
 use wire::Request;
 
@@ -98,6 +99,9 @@ impl Engine {
         };
         if to.is_empty() {
             return self.stopped(false, out);
+        }
+        if step == Step::Flushing && planted(Bug::StopWithoutFlush) {
+            return self.stop_send(Step::Sealing, out);
         }
         self.send_internal(purpose, request, to, out);
     }

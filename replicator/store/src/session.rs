@@ -18,6 +18,7 @@
 //! replica as a resync target: once it is promoted its lease counts at once, and waiting for one
 //! that nobody uses costs a seal at most [`types::LEASE`].
 
+use types::plant::{Bug, planted};
 use types::{EngineInstance, Epoch, Instant};
 use wire::{Hello, Reply, Request, Role, SealInfo, WireError};
 
@@ -102,6 +103,9 @@ impl Store {
         instance: EngineInstance,
     ) -> Result<(), WireError> {
         let state = &self.state.replicas[&index];
+        if planted(Bug::AcceptOlderEpoch) {
+            return Ok(());
+        }
         if epoch < state.sealed || (epoch == state.sealed && instance != state.instance) {
             return Err(WireError::Fenced { sealed: state.sealed });
         }
@@ -185,7 +189,10 @@ impl Store {
             .sessions
             .iter()
             .filter(|(other, session)| {
-                session.replica == index && **other != id && session.epoch <= epoch
+                session.replica == index
+                    && **other != id
+                    && session.epoch <= epoch
+                    && !planted(Bug::SealKeepsSessions)
             })
             .map(|(other, _)| *other)
             .collect();
@@ -197,6 +204,8 @@ impl Store {
             // Perhaps promised a moment ago by a session that is gone: durable all the same.
             self.log.appended()
         } else {
+            let lowest = self.state.replicas[&index].sealed;
+            let epoch = if planted(Bug::AcceptOlderEpoch) { epoch.max(lowest) } else { epoch };
             self.commit(index, &Change::Seal { epoch, instance })
         };
         if let Some(replica) = self.replicas.get_mut(&index) {
@@ -214,7 +223,8 @@ impl Store {
         let Some(replica) = self.replicas.get_mut(&index) else { return };
         let Some(wait) = replica.seal else { return };
         // A failed pool forgets its requests, but not all of their I/O has ended.
-        if self.failed.is_some() || self.log.durable() < wait.record || replica.submitted > 0 {
+        let busy = replica.submitted > 0 && !planted(Bug::SealBeforeIoEnds);
+        if self.failed.is_some() || self.log.durable() < wait.record || busy {
             return;
         }
         let Some(session) = self.sessions.get_mut(&wait.session) else {
@@ -223,7 +233,7 @@ impl Store {
         };
         let claimant = session.as_holder();
         let free = replica.lease_holder.is_some_and(|holder| claimant.frees(&holder));
-        if self.now < replica.lease_until && !free {
+        if self.now < replica.lease_until && !free && !planted(Bug::ForgetLeaseWait) {
             return out.push(Output::Timer(replica.lease_until));
         }
         replica.seal = None;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use types::plant::{Bug, planted};
 use types::{BootId, EngineInstance, Epoch, Instant, LEASE, Process, ReplicaId};
 use wire::{Reply, Role, WireError};
 
@@ -232,6 +233,9 @@ impl Store {
                 self.sums.free(*slot);
             }
             self.alloc.releasing_more(freed.len());
+            if planted(Bug::ReuseBeforeUnmapped) {
+                freed.drain(..).for_each(|slot| self.alloc.release(slot));
+            }
             self.waits.durable.entry(record).or_default().push(Wake::Release(freed));
         }
         record
@@ -262,6 +266,10 @@ impl Store {
                 self.hash_ended(op, block, offset, (len, began), done.map(|()| buf), out);
             }
             _ if self.failed.is_some() => {}
+            Io::Sync if done.is_err() && planted(Bug::RetrySync) => {
+                let id = self.io(Io::Sync);
+                out.push(Output::Sync { id });
+            }
             Io::Zero { first, count, by_write } => self.zero_ended(first, count, by_write, done),
             Io::Log | Io::Sync | Io::Page | Io::Checkpoint | Io::Superblock if done.is_err() => {
                 self.fail_pool(done.err().unwrap_or_default(), out);

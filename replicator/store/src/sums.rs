@@ -10,6 +10,7 @@
 //! memory: 4 bytes per 4 KiB.
 
 use bytemuck::{Pod, Zeroable};
+use types::plant::{Bug, planted};
 use types::{BLOCK, Buf, BufMut, crc32c};
 
 use crate::OpenError;
@@ -258,6 +259,7 @@ impl Sums {
             let Some(sums) = entry.sums.as_ref() else { continue };
             let sum = sums[(within / BLOCK) as usize];
             if sum != UNKNOWN
+                && !planted(Bug::SkipChecksums)
                 && entry.last_write <= began
                 && sum != crc.unwrap_or_else(|| crc32c(block))
             {

@@ -2,6 +2,7 @@
 //!
 //! An overwrite in a region that was tagged in this era is one disk write and nothing else.
 
+use types::plant::{Bug, planted};
 use types::{BLOCK, Buf, MAX_IO, REGION, Tag, crc32c, in_bounds};
 use wire::{Reply, WireError};
 
@@ -50,7 +51,7 @@ impl Store {
         let (index, data) = (op.replica, data.clone());
         let end = offset + data.len() as u64;
         let gate = self.tag_write(index, offset, end, tag);
-        if gate > self.log.durable() {
+        if gate > self.log.durable() && !planted(Bug::TagAfterData) {
             return self.when_durable(gate, Wake::Op(key));
         }
         let (first, last) =
@@ -64,7 +65,10 @@ impl Store {
             self.allocate(index, first, last);
         }
         self.submitted(key);
-        let record = self.unwritten_map(index, first, last);
+        let mut record = self.unwritten_map(index, first, last);
+        if planted(Bug::AckBeforeMap) {
+            record = RecordSeq(0);
+        }
         if record > self.log.written() {
             self.waits.written.entry(record).or_default().push(Wake::Op(key));
         }
@@ -98,7 +102,7 @@ impl Store {
     /// R9: returns the record that must be durable before the first data.
     pub(crate) fn mark_in_use(&mut self, index: ReplicaIndex) -> RecordSeq {
         let boot = self.boot;
-        if self.state.replicas[&index].in_use != Some(boot) {
+        if self.state.replicas[&index].in_use != Some(boot) && !planted(Bug::NoInUseMark) {
             let record = self.commit(index, &Change::InUse { boot });
             if let Some(replica) = self.replicas.get_mut(&index) {
                 replica.gate = record;

@@ -9,6 +9,7 @@ mod buf;
 mod epoch;
 mod error;
 mod id;
+pub mod plant;
 mod process;
 mod time;
 mod units;

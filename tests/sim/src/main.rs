@@ -5,9 +5,11 @@
 use clap::Parser;
 use sim::clock::SEC;
 use sim::run::{Options, Outcome};
+use sim::seeds::first_failure;
 use sim::shrink::shrink;
 use std::process::ExitCode;
 use std::time::Duration;
+use types::plant::Bug;
 
 /// Simulates whole clusters under faults and checks what they promise.
 #[derive(Debug, Parser)]
@@ -27,6 +29,10 @@ struct Cli {
     /// Seconds to look for a smaller list of faults after a violation
     #[arg(long, value_name = "S", default_value_t = 30)]
     shrink: u64,
+    /// Plant this bug, or `all` one after the other, and look for it in the seeds
+    /// (a build with the feature `planted-bugs`)
+    #[arg(long, value_name = "NAME")]
+    planted: Option<String>,
     /// Threads
     #[arg(long, value_name = "N", default_value_t = 2)]
     threads: u64,
@@ -41,7 +47,14 @@ fn main() -> ExitCode {
         Some(seed) => seed..seed + 1,
         None => cli.seed_start..cli.seed_start + cli.seeds,
     };
-    let options = Options { words: cli.trace && cli.seed.is_some(), ..Options::default() };
+    let plant = cli.planted.as_ref().and_then(|name| Bug::ALL.iter().find(|(_, of)| name == of));
+    if let Some(name) = &cli.planted
+        && (plant.is_none() || cli.seed.is_none() || !types::plant::ENABLED)
+    {
+        return look_for(name, seeds, cli.threads);
+    }
+    let words = cli.trace && cli.seed.is_some();
+    let options = Options { words, plant: plant.map(|(bug, _)| *bug), ..Options::default() };
     let sum = sim::seeds::run_all(seeds, &options, cli.threads);
     if options.words {
         for line in &sum.trace {
@@ -92,4 +105,32 @@ fn report(failed: &Outcome, options: &Options, patience: Duration) {
         }
     }
     println!("again: cargo run --release -p sim -- --seed {} --trace", small.seed);
+}
+
+/// Plants bugs and says in which seed each was found.
+fn look_for(name: &str, seeds: std::ops::Range<u64>, threads: u64) -> ExitCode {
+    if !types::plant::ENABLED {
+        println!("this build cannot plant bugs: build it with --features planted-bugs");
+        return ExitCode::FAILURE;
+    }
+    // A planted bug may well make a state machine panic.
+    std::panic::set_hook(Box::new(|_| {}));
+    let end = if seeds.end - seeds.start > 1 { seeds.end } else { seeds.start + 1000 };
+    let (mut found, mut missed) = (0, 0);
+    for (bug, of) in Bug::ALL.iter().filter(|(_, of)| name == "all" || name == *of) {
+        match first_failure(seeds.start..end, *bug, threads) {
+            Some(outcome) => {
+                found += 1;
+                let (seed, text) = (outcome.seed, outcome.violation.unwrap_or_default());
+                let text: String = text.chars().take(160).collect();
+                println!("{of}: seed {seed} ({} tried): {text}", seed - seeds.start + 1);
+            }
+            None => {
+                missed += 1;
+                println!("{of}: NOT FOUND in {} seeds", end - seeds.start);
+            }
+        }
+    }
+    println!("{found} planted bugs found, {missed} missed");
+    if missed == 0 && found > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

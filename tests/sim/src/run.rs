@@ -15,7 +15,9 @@ use crate::queue::Queue;
 use crate::rng::Rng;
 use crate::trace::Trace;
 use crate::world::{Event, Figures, World};
+use std::panic::catch_unwind;
 use store::{FormatOptions, OpenError, OpenOptions};
+use types::plant::Bug;
 use types::{BLOCK, ClusterId, EngineInstance, NodeId, VolumeId};
 use uuid::Uuid;
 
@@ -53,13 +55,29 @@ pub struct Options {
     pub words: bool,
     /// Faults of the plan to leave out, by number.
     pub without: Vec<bool>,
-    /// The bug to plant, by name.
-    pub plant: Option<&'static str>,
+    /// The bug to plant, in a build that can.
+    pub plant: Option<Bug>,
 }
 
-/// Runs a seed.
+/// Runs a seed. A panic of a state machine is a violation, too.
 #[must_use]
 pub fn run(seed: u64, options: &Options) -> Outcome {
+    #[cfg(feature = "planted-bugs")]
+    types::plant::plant(options.plant);
+    let outcome = catch_unwind(|| run_world(seed, options));
+    #[cfg(feature = "planted-bugs")]
+    types::plant::plant(None);
+    outcome.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("?");
+        let violation = Some(format!("panic: {text}"));
+        let plan = World::found(seed, options).plan;
+        let figures = Figures { faults: plan.faults.len() as u64, ..Figures::default() };
+        Outcome { seed, violation, figures, hash: 0, events: 0, lines: Vec::new(), plan }
+    })
+}
+
+fn run_world(seed: u64, options: &Options) -> Outcome {
     let mut world = World::found(seed, options);
     let end = world.plan_end();
     world.run_until(end);

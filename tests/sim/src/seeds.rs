@@ -5,6 +5,7 @@ use crate::world::Figures;
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use types::plant::Bug;
 
 /// What many runs came to.
 #[derive(Debug, Default)]
@@ -87,4 +88,32 @@ pub fn run_all(seeds: Range<u64>, options: &Options, threads: u64) -> Sum {
         }
     });
     sum.into_inner().unwrap_or_default()
+}
+
+/// The first of `seeds` that fails with `bug` planted; later ones that are under way are finished.
+#[must_use]
+pub fn first_failure(seeds: Range<u64>, bug: Bug, threads: u64) -> Option<Outcome> {
+    let options = Options { plant: Some(bug), ..Options::default() };
+    let next = AtomicU64::new(seeds.start);
+    let first: Mutex<Option<Outcome>> = Mutex::new(None);
+    std::thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    let over = first.lock().is_ok_and(|first| first.is_some());
+                    if seed >= seeds.end || over {
+                        return;
+                    }
+                    let outcome = run(seed, &options);
+                    let Ok(mut first) = first.lock() else { return };
+                    let sooner = first.as_ref().is_none_or(|other| other.seed > seed);
+                    if outcome.violation.is_some() && sooner {
+                        *first = Some(outcome);
+                    }
+                }
+            });
+        }
+    });
+    first.into_inner().ok().flatten()
 }

@@ -82,6 +82,37 @@ fn dependencies_point_downwards() {
     }
 }
 
+/// The daemon refuses to compile with them (`replicator/src/lib.rs`); this says why it never has to.
+#[test]
+fn bugs_are_planted_by_the_simulator_only() {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version=1", "--no-deps", "--offline", "--locked"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for package in metadata["packages"].as_array().unwrap() {
+        let name = package["name"].as_str().unwrap();
+        for (feature, enables) in package["features"].as_object().unwrap() {
+            let plants = feature == "planted-bugs" || enables.to_string().contains("planted-bugs");
+            assert!(
+                !plants || ["types", "sim"].contains(&name),
+                "{name} has the feature {feature}"
+            );
+            assert!(!plants || feature == "planted-bugs", "{name} plants bugs by {feature}");
+        }
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let features = dependency["features"].to_string();
+            assert!(!features.contains("planted-bugs"), "{name} switches planted bugs on");
+        }
+    }
+    let daemon = std::fs::read_to_string(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../replicator/src/lib.rs"
+    ));
+    assert!(daemon.unwrap().contains("assert!(!types::plant::ENABLED"), "the daemon's own guard");
+}
+
 #[test]
 fn state_machines_have_no_means_of_io() {
     let workspace = workspace();

@@ -6,6 +6,7 @@ use crate::event::EventKind;
 use crate::outcome::{Done, Outcome, Refused};
 use crate::state::{Attachment, Lifecycle, NodeStatus, ReplicaState, State, Volume};
 use std::collections::BTreeSet;
+use types::plant::{Bug, planted};
 use types::{EngineInstance, Epoch, IsrVersion, NodeId, ReplicaId, VolumeId};
 
 fn wrong_state(found: &Volume, needed: &str) -> Refused {
@@ -226,10 +227,16 @@ impl Change {
         isr_version: IsrVersion,
         remove: &[ReplicaId],
     ) -> Outcome {
-        let found = find_at(state, volume, epoch)?;
+        let found = if planted(Bug::ShrinkStaleEpoch) {
+            find(state, volume)?
+        } else {
+            find_at(state, volume, epoch)?
+        };
         let Attachment::Attached { node, .. } = found.attachment else {
             return Err(wrong_state(found, "attached"));
         };
+        let isr_version =
+            if planted(Bug::ShrinkStaleEpoch) { found.isr_version } else { isr_version };
         if found.isr_version.0 == isr_version.0 + 1
             && !remove.is_empty()
             && remove.iter().all(|id| !found.isr.contains(id))
@@ -276,7 +283,7 @@ impl Change {
         if found.isr_version.0 == isr_version.0 + 1 && found.isr.contains(&add) {
             return Ok(Done::Isr { isr_version: found.isr_version });
         }
-        if found.isr_version != isr_version {
+        if found.isr_version != isr_version && !planted(Bug::GrowStaleVersion) {
             return Err(Refused::IsrChanged { volume, current: found.isr_version });
         }
         if found.isr.contains(&add) {

@@ -177,10 +177,10 @@ async fn begin_epoch(
             }
             _ => return Err(CommandError::Refused(refused).into()),
         }
-        // The answer was applied here before it was returned: only a newer state can differ.
-        let before = node.meta.state();
+        // From the state that was looked at before: what the refusal was about may have changed
+        // before its answer came, and then nothing would change any more.
         let changed = async {
-            let before = situation(&before, volume, node.config.node);
+            let before = situation(&state, volume, node.config.node);
             while before == situation(&node.meta.state(), volume, node.config.node) {
                 if applied.changed().await.is_err() {
                     return;

@@ -144,6 +144,7 @@ impl Blocks {
     pub fn write_ends(&mut self, write: u64, acked: bool, fua: bool) {
         let now = self.tick();
         let Some(open) = self.open.remove(&write) else { return };
+        let quiet = self.reading.is_empty();
         for index in open.blocks {
             let block = self.block(index);
             let mut invoked = 0;
@@ -157,7 +158,7 @@ impl Blocks {
             }
             if acked {
                 block.torn = false;
-                if fua {
+                if fua && quiet {
                     block.settle(invoked);
                 }
             }
@@ -167,7 +168,9 @@ impl Blocks {
 
     /// A flush that began at `began` was acknowledged.
     pub fn flushed(&mut self, began: Moment) {
-        self.tick();
+        let now = self.tick();
+        // A read that is under way may still find what it found when it began.
+        let oldest = self.reading.values().copied().min().unwrap_or(now);
         let dirty: Vec<u32> = self.dirty.iter().copied().collect();
         for index in dirty {
             let block = self.block(index);
@@ -175,12 +178,14 @@ impl Blocks {
             for entry in &mut block.entries {
                 if entry.acked.is_some_and(|at| at < began) {
                     entry.flushed = true;
-                    newest = newest.max(entry.invoked);
+                    if entry.acked.is_some_and(|at| at < oldest) {
+                        newest = newest.max(entry.invoked);
+                    }
                 }
             }
             block.settle(newest);
             // What was found out about the content before the flush is durable now.
-            block.entries.retain(|entry| entry.gone.is_none_or(|gone| gone >= began));
+            block.entries.retain(|entry| entry.gone.is_none_or(|gone| gone >= began.min(oldest)));
             if block.entries.iter().all(|entry| entry.flushed) {
                 self.dirty.remove(&index);
             }

@@ -56,6 +56,8 @@ pub(crate) struct Operation {
     deadline: Instant,
     epoch: Epoch,
     instance: EngineInstance,
+    /// The state that the last `BeginAttach` went by.
+    looked: Option<Arc<State>>,
     /// What was taken down, and whether cleanly.
     here: Option<(Epoch, EngineInstance, bool)>,
     stage: Stage,
@@ -94,6 +96,7 @@ impl World {
             deadline: now.after(FENCE_WAIT),
             epoch: Epoch(0),
             instance,
+            looked: None,
             here: None,
             stage: Stage::Begin,
         };
@@ -117,6 +120,7 @@ impl World {
             deadline: now.after(FENCE_WAIT),
             epoch: Epoch(0),
             instance: EngineInstance::default(),
+            looked: None,
             here: None,
             stage: Stage::Begin,
         };
@@ -178,6 +182,7 @@ impl World {
         let Some(state) = self.state(n) else { return };
         let Some(operation) = self.operation(n, volume) else { return };
         operation.stage = Stage::Begin;
+        operation.looked = Some(Arc::clone(&state));
         let instance = operation.instance;
         let expected_epoch = state.volumes.get(&volume).map_or(Epoch(0), |record| record.epoch);
         let begin = Command::BeginAttach { volume, node: here, instance, expected_epoch };
@@ -200,7 +205,13 @@ impl World {
             }
             Some(Err(refused)) => match after_refusal(&refused) {
                 AfterRefusal::LookAgain if now < operation.deadline => self.begin_epoch(n, volume),
-                AfterRefusal::Wait => operation.stage = Stage::Waiting { before: state },
+                AfterRefusal::Wait => {
+                    // From the state that was looked at before: what the refusal was about may have
+                    // changed before its answer came.
+                    let before = operation.looked.take().unwrap_or(state);
+                    operation.stage = Stage::Waiting { before };
+                    self.attachments_changed(n);
+                }
                 _ => {
                     operation.held = matches!(refused, metadata::Refused::HeldBy { .. });
                     self.give_up(n, volume);

@@ -213,10 +213,8 @@ impl Soak {
         let end = Instant::now() + PATIENCE;
         loop {
             self.be_kubelet(&[]).await?;
-            if self.is_whole(healed).await? {
-                return Ok(());
-            }
-            ensure!(Instant::now() < end, "not whole again {PATIENCE:?} after the fault's end");
+            let Some(missing) = self.missing(healed).await? else { return Ok(()) };
+            ensure!(Instant::now() < end, "{PATIENCE:?} after the fault's end still: {missing}");
             sleep(LOOK).await;
         }
     }
@@ -254,31 +252,35 @@ impl Soak {
         client.get_attachment(&self.pod.volume.volume_id).await.is_ok_and(|found| found.failed)
     }
 
-    /// Whether all daemons are ready, nothing stale is left, both copies are in sync, and the ledger had
-    /// a row acknowledged since `healed`.
-    async fn is_whole(&mut self, healed: Moment) -> Result<bool> {
+    /// What is not whole yet: all daemons ready, nothing stale left, both copies in sync, and a row of
+    /// the ledger acknowledged since `healed`.
+    async fn missing(&mut self, healed: Moment) -> Result<Option<String>> {
         let quick = Duration::from_millis(500);
         for node in 1..=self.lab.nodes {
             let client = self.lab.local_client(node)?.with_deadline(quick);
             if !client.get_node().await.is_ok_and(|node| node.ready && node.leader != 0) {
-                return Ok(false);
+                return Ok(Some(format!("node {node} is not ready")));
             }
         }
         let client = self.lab.client(self.pod.node)?.with_deadline(quick);
-        let Ok(cluster) = client.get_cluster().await else { return Ok(false) };
-        if cluster.nodes.iter().any(|node| node.state != "up") {
-            return Ok(false);
+        let Ok(cluster) = client.get_cluster().await else {
+            return Ok(Some("the cluster does not answer".into()));
+        };
+        if let Some(node) = cluster.nodes.iter().find(|node| node.state != "up") {
+            return Ok(Some(format!("node {} is {}", node.node, node.state)));
         }
         self.pod.clear().await?;
         let Ok(volume) = client.get_volume(&self.pod.volume.volume_id).await else {
-            return Ok(false);
+            return Ok(Some("nobody says how the volume is".into()));
         };
         let in_sync = volume.replicas.iter().filter(|replica| replica.in_sync).count();
         if volume.degraded || in_sync != 2 || volume.replicas.len() != 2 {
-            return Ok(false);
+            let copies = volume.replicas.len();
+            return Ok(Some(format!("{in_sync} of {copies} copies are in sync")));
         }
         let rows = ledger::acknowledged(&self.ledger, LEDGER_CLIENTS)?;
-        Ok(rows.iter().any(|(_, at, _)| *at > healed))
+        let works = rows.iter().any(|(_, at, _)| *at > healed);
+        Ok((!works).then(|| "the ledger has no row acknowledged".into()))
     }
 
     /// Compares the ledger with the database; returns the longest time in milliseconds without an

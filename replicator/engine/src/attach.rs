@@ -123,7 +123,7 @@ impl Engine {
         let unbroken = |index: &usize| whole.has(*index) || planted(Bug::AnySource);
         let rank = |index: &usize| (!unbroken(index), !self.members[*index].is_local());
         let Some(source) = sealed.iter().min_by_key(rank) else { return };
-        self.phase = Phase::Reconciling { source, until: self.now.after(RECONCILE) };
+        self.phase = Phase::Reconciling { source, until: self.now.after(RECONCILE), asked: None };
         for target in sealed.without(Mask::one(source)).iter() {
             // One that may have lost acknowledged writes must not look whole by what we copy while
             // it is still in the committed ISR: it is left out, and resynced behind.
@@ -135,7 +135,7 @@ impl Engine {
     }
 
     pub(crate) fn check_reconciled(&mut self, out: &mut Vec<Output>) {
-        let Phase::Reconciling { source, until } = self.phase else { return };
+        let Phase::Reconciling { source, until, asked } = self.phase else { return };
         if !self.members[source].is_up() {
             // The source went away before anything was written by us: seal and choose again.
             for member in &mut self.members {
@@ -157,6 +157,18 @@ impl Engine {
                 || matches!(m.standing, Standing::Joining(join) if join != Join::Ready)
         });
         if busy.is_empty() || self.now >= until {
+            // Whoever is left out may be the only other whole copy: a source that lost its memory since it
+            // sealed must be noticed before, and its link may look alive for a while (found by the
+            // simulation). One on this host ends with us.
+            match asked {
+                _ if self.members[source].is_local() => {}
+                Some(at) if self.members[source].heard > at => {}
+                Some(_) => return,
+                None => {
+                    self.phase = Phase::Reconciling { source, until, asked: Some(self.now) };
+                    return self.ping(source, out);
+                }
+            }
             self.request_activation(Mask(Mask::one(source).0 | ready.0), out);
         }
     }

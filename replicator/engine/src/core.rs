@@ -24,6 +24,8 @@ pub(crate) enum Phase {
     Reconciling {
         source: usize,
         until: Instant,
+        /// When the source was asked whether it is still there, at the end.
+        asked: Option<Instant>,
     },
     /// `Activate` is being committed.
     Activating,

@@ -106,6 +106,12 @@ impl World {
     pub(crate) fn client_told(&mut self, client: usize, outcome: AttachOutcome) {
         let (volume, node) = (self.clients[client].volume, self.clients[client].node + 1);
         self.note(|| format!("client {client} of volume {volume} on node {node}: {outcome:?}"));
+        let (n, run) = (self.clients[client].node, self.clients[client].run);
+        if !self.is_run(n, run) {
+            // The daemon died between two outputs: nobody is there to be told.
+            self.clients[client].life = Life::Over;
+            return;
+        }
         let this = &mut self.clients[client];
         match outcome {
             AttachOutcome::Attached(epoch) => {

@@ -5,7 +5,7 @@ use sim::run::{Options, run};
 use sim::seeds::run_all;
 
 /// The seeds that `make test` runs.
-const SEEDS: u64 = 38;
+const SEEDS: u64 = 300;
 
 #[test]
 fn clusters_keep_their_promises_under_faults() {

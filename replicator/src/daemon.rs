@@ -89,7 +89,7 @@ pub async fn serve(config: Config, stopped: watch::Receiver<bool>) -> Result<(),
     let boot = hostio::clock::boot_id().map_err(host("read the boot id"))?;
     // The lock comes before everything that touches the directory: what looks like a remnant of a
     // killed daemon may be in use by a live one.
-    let _lock = lock_data_dir(&config.data_dir)?;
+    let _lock = lock_data_dir(&config.data_dir).await?;
     let settings = config.clone();
     let legacy = tokio::task::spawn_blocking(move || control::Legacy::inherit(&settings))
         .await
@@ -168,7 +168,7 @@ pub async fn serve(config: Config, stopped: watch::Receiver<bool>) -> Result<(),
 }
 
 /// Makes the directory and takes it for this process, until the returned file is dropped.
-fn lock_data_dir(path: &Path) -> Result<File, DaemonError> {
+async fn lock_data_dir(path: &Path) -> Result<File, DaemonError> {
     std::fs::create_dir_all(path).map_err(host(format!("make data_dir {}", path.display())))?;
     let lock = path.join("lock");
     let file = File::options()
@@ -177,7 +177,8 @@ fn lock_data_dir(path: &Path) -> Result<File, DaemonError> {
         .write(true)
         .open(&lock)
         .map_err(host(format!("open {}", lock.display())))?;
-    match file.try_lock() {
+    let is_taken = |error: &TryLockError| matches!(error, TryLockError::WouldBlock);
+    match data::outwait(|| file.try_lock(), is_taken).await {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(DaemonError::DataDirInUse { path: path.to_owned() }),
         Err(TryLockError::Error(error)) => Err(host(format!("lock {}", lock.display()))(error)),

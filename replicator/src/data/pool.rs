@@ -126,10 +126,20 @@ pub fn init_pool(
 /// # Errors
 /// EADDRINUSE if somebody alive listens there, or what the kernel says.
 pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
+    outwait(|| TcpListener::bind(address), in_use).await
+}
+
+/// Tries until what a predecessor may still hold is free, or it is clear that somebody alive holds
+/// it: a killed process looks dead while the last of its threads still end.
+pub(crate) async fn outwait<T, E>(
+    mut attempt: impl FnMut() -> Result<T, E>,
+    is_taken: impl Fn(&E) -> bool,
+) -> Result<T, E> {
     let deadline = Instant::now() + PREDECESSOR;
     loop {
-        match TcpListener::bind(address) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+        match attempt() {
+            Err(error) if is_taken(&error) && Instant::now() < deadline => {
                 tokio::time::sleep(PREDECESSOR / 60).await;
             }
             result => return result,

@@ -166,7 +166,8 @@ async fn a_node_joins_serves_votes_and_leaves() {
     cluster.add([control.clone(), data]);
     cluster.node(4).start();
     let client = cluster.client(1);
-    let add = AddNodeRequest { node: 4, name: "four".into(), control_address: control };
+    // The name by which it registers itself, which may happen between the two calls.
+    let add = AddNodeRequest { node: 4, name: "node-4".into(), control_address: control };
     client.add_node(add.clone()).await.unwrap();
     client.add_node(add).await.unwrap();
     let role = async || {

@@ -1,5 +1,6 @@
 //! What the applied state means for an attachment of this node (R2).
 
+use core::time::Duration;
 use engine::{IsrAnswer, IsrView, MemberSpec};
 use metadata::{Attachment, NodeStatus, Refused, ReplicaState, State, Volume};
 use types::{EngineInstance, Epoch, NodeId, VolumeId};
@@ -79,6 +80,10 @@ pub const fn after_refusal(refused: &Refused) -> AfterRefusal {
         _ => AfterRefusal::GiveUp,
     }
 }
+
+/// An attach that waits looks again after this, even if nothing seems to have changed: its state may
+/// lag behind the one that refused it, and show the situation only when it is over again.
+pub const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// All that an attach depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -59,7 +59,7 @@ impl Proposer {
     ///
     /// # Errors
     /// [`CommandError::Refused`] if it was applied and refused, [`CommandError::Unknown`] if
-    /// nothing is known after `within`.
+    /// nothing is known, or not applied here, after `within`.
     pub async fn propose(&self, command: Command, within: Duration) -> Result<Done, CommandError> {
         let deadline = Instant::now() + within;
         let mut reason = "the time was over at once".to_owned();
@@ -67,9 +67,7 @@ impl Proposer {
             let attempt = deadline.min(Instant::now() + ATTEMPT);
             match self.attempt(&command, attempt).await {
                 Ok((index, outcome)) => {
-                    // Callers look at the state next: it must not be older than the answer.
-                    let _ = timeout_at(deadline, self.meta.wait_applied(index)).await;
-                    return Ok(outcome?);
+                    return once_applied(self.meta.wait_applied(index), deadline, outcome).await;
                 }
                 Err(error) => reason = error,
             }
@@ -100,5 +98,41 @@ impl Proposer {
         let index = self.meta.read_index().await?;
         self.meta.wait_applied(index).await?;
         Ok(self.meta.state())
+    }
+}
+
+/// The outcome of a command that was decided, once it is applied here too. Callers look at the state
+/// next: one from before the decision would tell an engine that a replica is not in the ISR which is.
+async fn once_applied(
+    applied: impl Future<Output = Result<(), ProposeError>>,
+    deadline: Instant,
+    outcome: Outcome,
+) -> Result<Done, CommandError> {
+    let reason = match timeout_at(deadline, applied).await {
+        Ok(Ok(())) => return Ok(outcome?),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "it was decided, but is not applied on this node yet".to_owned(),
+    };
+    Err(CommandError::Unknown { reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::future::{pending, ready};
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_millis(20)
+    }
+
+    #[tokio::test]
+    async fn a_decision_that_is_not_applied_here_is_not_known_here() {
+        let unknown = once_applied(pending(), soon(), Ok(Done::Ok)).await;
+        assert!(matches!(unknown, Err(CommandError::Unknown { .. })), "{unknown:?}");
+        let down = ready(Err(ProposeError::Shutdown));
+        let unknown = once_applied(down, soon(), Ok(Done::Ok)).await;
+        assert!(matches!(unknown, Err(CommandError::Unknown { .. })), "{unknown:?}");
+        let known = once_applied(ready(Ok(())), soon(), Ok(Done::Ok)).await;
+        assert!(matches!(known, Ok(Done::Ok)), "{known:?}");
     }
 }

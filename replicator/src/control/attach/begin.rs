@@ -8,7 +8,7 @@ use client::api;
 use core::time::Duration;
 use engine::IsrView;
 use metadata::{Command, Done, Volume};
-use policy::attachment::{AfterRefusal, after_refusal, is_ours, members, situation};
+use policy::attachment::{AfterRefusal, LOOK_AGAIN, after_refusal, is_ours, members, situation};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -187,7 +187,8 @@ async fn begin_epoch(
                 }
             }
         };
-        if timeout_at(deadline, changed).await.is_err() {
+        let look_again = deadline.min(Instant::now() + LOOK_AGAIN);
+        if timeout_at(look_again, changed).await.is_err() && Instant::now() >= deadline {
             let waited = purpose.patience().as_secs();
             return Err(Status::deadline_exceeded(format!("after {waited} s still: {refused}")));
         }

@@ -6,7 +6,7 @@ use crate::world::World;
 use core::time::Duration;
 use engine::{EngineConfig, Input as EngineInput, IsrView};
 use metadata::{Attachment, Command, Done, Outcome as MetaOutcome, State};
-use policy::attachment::{AfterRefusal, after_refusal, is_ours, members, situation};
+use policy::attachment::{AfterRefusal, LOOK_AGAIN, after_refusal, is_ours, members, situation};
 use std::sync::Arc;
 use types::{EngineInstance, Epoch, Instant, IsrVersion, ReplicaId, VolumeId};
 use uuid::Uuid;
@@ -36,7 +36,7 @@ enum Stage {
     /// `BeginAttach` is under way.
     Begin,
     /// Somebody else has to move first.
-    Waiting { before: Arc<State> },
+    Waiting { before: Arc<State>, until: Instant },
     /// The engine seals and reconciles.
     Starting { until: Instant, isr_version: IsrVersion },
     /// `Activate` is under way.
@@ -209,7 +209,8 @@ impl World {
                     // From the state that was looked at before: what the refusal was about may have
                     // changed before its answer came.
                     let before = operation.looked.take().unwrap_or(state);
-                    operation.stage = Stage::Waiting { before };
+                    let until = operation.deadline.min(now.after(LOOK_AGAIN));
+                    operation.stage = Stage::Waiting { before, until };
                     self.attachments_changed(n);
                 }
                 _ => {
@@ -364,8 +365,9 @@ impl World {
         let now = self.local(n);
         let Some(control) = self.control(n) else { return };
         let overdue = |operation: &Operation| match operation.stage {
-            Stage::Stopping { until } | Stage::Starting { until, .. } => until <= now,
-            Stage::Waiting { .. } => operation.deadline <= now,
+            Stage::Stopping { until }
+            | Stage::Starting { until, .. }
+            | Stage::Waiting { until, .. } => until <= now,
             _ => false,
         };
         let volumes: Vec<VolumeId> = control
@@ -382,6 +384,7 @@ impl World {
                     self.engine_command(n, volume, EngineInput::Fenced);
                     self.engine_stopped(n, volume, false);
                 }
+                Stage::Waiting { .. } if now < operation.deadline => self.begin_epoch(n, volume),
                 _ => self.give_up(n, volume),
             }
         }
@@ -396,7 +399,7 @@ impl World {
         let mut lost = Vec::new();
         for (volume, operation) in &process.control.operations {
             match &operation.stage {
-                Stage::Waiting { before }
+                Stage::Waiting { before, .. }
                     if situation(before, *volume, here) != situation(&state, *volume, here) =>
                 {
                     again.push(*volume);

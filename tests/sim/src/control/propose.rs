@@ -314,16 +314,10 @@ impl World {
             self.attempt(n, id, None);
         }
         for id in over {
-            let Some(proposal) = self.control(n).and_then(|control| control.proposals.remove(&id))
-            else {
-                continue;
-            };
-            let outcome = match proposal.stage {
-                // Decided, but not applied here in time: the caller goes on all the same.
-                Stage::Applying { outcome, .. } => Some(outcome),
-                _ => None,
-            };
-            self.concluded(n, proposal.after, outcome);
+            // Also what was decided, but is not applied here in time.
+            if let Some(proposal) = self.control(n).and_then(|c| c.proposals.remove(&id)) {
+                self.concluded(n, proposal.after, None);
+            }
         }
     }
 

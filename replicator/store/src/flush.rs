@@ -57,13 +57,21 @@ impl SyncState {
 impl Store {
     pub(crate) fn flush(&mut self, id: SessionId, seq: u64, out: &mut Vec<Output>) {
         let index = self.sessions[&id].replica;
-        if !self.needs_sync(index) || planted(Bug::FlushWithoutSync) {
+        // R9: a replica that lost its memory joins again after a flush. If nothing had to be copied to
+        // it, this is where it becomes as good as one that was written under this boot.
+        let returns = self.state.replicas[&index].in_use.is_some_and(|boot| boot != self.boot);
+        if !returns && (!self.needs_sync(index) || planted(Bug::FlushWithoutSync)) {
             self.stats.flushes += 1;
             return self.reply(id, seq, Reply::Done, out);
         }
-        if let Some(key) = self.op(id, seq, OpKind::Flush) {
-            self.sync.wait(SyncWake::Op(key));
+        let Some(key) = self.op(id, seq, OpKind::Flush) else { return };
+        if returns {
+            let record = self.mark_in_use(index);
+            if let Some(op) = self.ops.get_mut(key) {
+                op.record = record;
+            }
         }
+        self.when_synced(index, key, out);
     }
 
     /// Whether a replica has finished writes that no ended sync covers.

@@ -321,6 +321,10 @@ impl Store {
             }
             OpKind::Read { .. } => self.finish_read(key, out),
             OpKind::Hash { .. } => self.continue_hash(key, out),
+            OpKind::Flush if op.record > self.log.durable() => {
+                let record = op.record;
+                self.when_durable(record, Wake::Op(key));
+            }
             OpKind::Flush => {
                 self.stats.flushes += 1;
                 self.finish(key, Reply::Done, out);

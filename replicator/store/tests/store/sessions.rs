@@ -339,6 +339,24 @@ fn broken_stays_broken_until_somebody_writes_or_closes() {
     assert!(info.unbroken && info.clean);
 }
 
+/// A replica that lost its memory and lacked nothing joins the in-sync set with a flush and no write: from
+/// there on it is as good as any other, or the next attach would choose one that lost more.
+#[test]
+fn broken_is_mended_by_the_flush_before_it_joins() {
+    let mut node = node();
+    let (session, _) = node.attach(1, 1, Role::Engine);
+    node.write(session, 0, filled(4096, 5), 1);
+    let mut node = node.crash(&mut crate::disk::Rng::new(5), 2);
+    let (session, info) = node.attach(1, 2, Role::Engine);
+    assert!(!info.unbroken);
+    assert_eq!(node.ask(session, Request::Flush), Reply::Done);
+    let (_, info) = node.attach(1, 3, Role::Engine);
+    assert!(info.unbroken && !info.clean);
+    let mut node = node.crash(&mut crate::disk::Rng::new(6), 3);
+    let (_, info) = node.attach(1, 4, Role::Engine);
+    assert!(!info.unbroken && !info.clean);
+}
+
 #[test]
 fn a_clean_close_with_requests_in_flight_is_refused() {
     let mut node = node();

@@ -101,7 +101,7 @@ impl Engine {
             return self.stopped(false, out);
         }
         if step == Step::Flushing && planted(Bug::StopWithoutFlush) {
-            return self.stop_send(Step::Sealing, out);
+            return self.stop_send(Step::Closing, out);
         }
         self.send_internal(purpose, request, to, out);
     }

@@ -291,6 +291,9 @@ impl Store {
             session.closing = true;
         }
         self.submitted(key);
+        if planted(Bug::StopWithoutFlush) {
+            return self.continue_close(key, out);
+        }
         self.when_synced(index, key, out);
     }
 

@@ -40,7 +40,8 @@ pub enum Bug {
     AnySource,
     /// Resync copies without the range lock (R21).
     CopyWithoutLock,
-    /// A stop claims to be clean without a flush (R20).
+    /// A stop claims to be clean and nothing was synced for it, neither by the engine's flush, nor by its
+    /// seal, nor by the replica before it notes so (R20): each of the three is enough.
     StopWithoutFlush,
     /// A replica takes sessions of epochs below its seal (R3).
     AcceptOlderEpoch,
@@ -76,7 +77,7 @@ pub enum Bug {
     ShrinkStaleEpoch,
     /// A vote is sent before it is durable.
     ForgetVote,
-    /// A leader answers a read index before it has committed in its term (R6).
+    /// A leader answers a read index by what it knows, without asking a majority (R6).
     StaleReadIndex,
 }
 

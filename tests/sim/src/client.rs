@@ -3,17 +3,24 @@
 
 use crate::check::blocks::Moment;
 use crate::check::epochs::{self, Asked};
-use crate::clock::{MS, Time};
+use crate::clock::{MS, SEC, Time};
 use crate::content::{Stamp, parse, payload};
 use crate::control::AttachOutcome;
 use crate::data::Work;
+use crate::node::Death;
+use crate::plan::Moment as PlanMoment;
 use crate::world::{Event, World};
 use core::time::Duration;
-use std::collections::BTreeMap;
-use types::{BLOCK, BlockOp, BlockResult, Epoch, Instant, IoError, IoId, VolumeId};
+use std::collections::{BTreeMap, BTreeSet};
+use types::{BLOCK, BlockOp, BlockResult, EngineInstance, Epoch, Instant, IoError, IoId, VolumeId};
 
 /// Beyond the time that R4 states: two ticks of an engine's timer.
 const SLACK: Duration = Duration::from_millis(1500);
+
+/// No consumer is quiet for longer.
+const LONGEST: Time = 4 * SEC;
+/// A device whose daemon is away this long is ended (`device_grace_seconds`).
+const GRACE: Time = 30 * SEC;
 
 /// Where a consumer is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +31,9 @@ pub enum Life {
     Active(Epoch),
     /// It waits for its I/O, then detaches.
     Leaving(Epoch),
+    /// The daemon of its node is away, or resumes its device (R14); what it asked for waits in the
+    /// kernel.
+    Paused,
     /// Its volume is being detached.
     Detaching,
     /// It is gone.
@@ -40,6 +50,7 @@ enum Kind {
 #[derive(Clone, Debug)]
 struct Op {
     kind: Kind,
+    request: BlockOp,
     since: Instant,
     /// The newest active epoch when it was asked for.
     newest: Epoch,
@@ -72,6 +83,10 @@ pub struct Client {
     /// Result of a comparison of all replicas that it asked for.
     pub compared: Option<Option<engine::CompareResult>>,
     began: Time,
+    /// Engines of its device, by the note that the device carries.
+    pub(crate) engines: BTreeSet<EngineInstance>,
+    /// When its daemon went away.
+    paused: Time,
 }
 
 impl World {
@@ -86,11 +101,13 @@ impl World {
             held: false,
             under_way: BTreeMap::new(),
             depth: self.rng.between(1, 6),
-            gap: self.rng.between(20, 120) * MS,
+            gap: self.rng.between(20, 120) * MS * self.operator.habits.slowness,
             served: 0,
             changed: 0,
             compared: None,
             began: self.now,
+            engines: BTreeSet::new(),
+            paused: 0,
         };
         let index = self.clients.len();
         self.clients.push(client);
@@ -109,37 +126,98 @@ impl World {
         let (n, run) = (self.clients[client].node, self.clients[client].run);
         if !self.is_run(n, run) {
             // The daemon died between two outputs: nobody is there to be told.
-            self.clients[client].life = Life::Over;
+            if self.clients[client].life != Life::Paused {
+                self.clients[client].life = Life::Over;
+            }
             return;
         }
-        let this = &mut self.clients[client];
+        let resumes = self.clients[client].life == Life::Paused;
         match outcome {
             AttachOutcome::Attached(epoch) => {
-                this.life = Life::Active(epoch);
+                self.clients[client].life = Life::Active(epoch);
                 self.after(0, Event::Client { client });
+                if resumes {
+                    self.ask_again(client, epoch);
+                }
             }
+            _ if resumes => self.end_client(client),
             AttachOutcome::Held => {
-                this.held = true;
-                this.life = Life::Over;
+                self.clients[client].held = true;
+                self.clients[client].life = Life::Over;
             }
-            AttachOutcome::Failed | AttachOutcome::Detached => this.life = Life::Over,
+            AttachOutcome::Failed | AttachOutcome::Detached => {
+                self.clients[client].life = Life::Over;
+            }
         }
     }
 
-    /// The daemon of node `n` died: devices are dead, and what was under way is never answered.
-    pub(crate) fn clients_lose_node(&mut self, n: usize) {
+    /// The daemon of node `n` died. Devices in use live on if the kernel does, until their daemon is
+    /// back (R14); the others are dead, and what was under way is never answered.
+    pub(crate) fn clients_lose_node(&mut self, n: usize, death: Death) {
         for client in 0..self.clients.len() {
             let this = &mut self.clients[client];
             if this.node != n || this.life == Life::Over {
                 continue;
             }
-            this.life = Life::Over;
-            let (volume, ops) = (this.volume, std::mem::take(&mut this.under_way));
-            for (id, op) in ops {
-                if let Kind::Read { .. } = op.kind {
-                    self.checks.blocks[volume].read_fails(id.0);
-                }
+            let in_use = matches!(this.life, Life::Active(_) | Life::Paused) && !this.failed;
+            if death == Death::Power || !in_use {
+                self.end_client(client);
+            } else if this.life != Life::Paused {
+                (this.life, this.paused) = (Life::Paused, self.now);
             }
+        }
+    }
+
+    fn end_client(&mut self, client: usize) {
+        let this = &mut self.clients[client];
+        this.life = Life::Over;
+        let (volume, ops) = (this.volume, std::mem::take(&mut this.under_way));
+        for (id, op) in ops {
+            self.ios.remove(&id);
+            if let Kind::Read { .. } = op.kind {
+                self.checks.blocks[volume].read_fails(id.0);
+            }
+        }
+    }
+
+    /// A daemon runs on node `n` again: it takes over the devices of the former one.
+    pub(crate) fn resume_clients(&mut self, n: usize) {
+        for client in 0..self.clients.len() {
+            if self.clients[client].node == n && self.clients[client].life == Life::Paused {
+                self.clients[client].run = self.nodes[n].run;
+                let id = self.checks.volumes[self.clients[client].volume];
+                self.resume(n, id, client);
+            }
+        }
+    }
+
+    /// A device whose daemon stays away is ended.
+    pub(crate) fn check_grace(&mut self, client: usize) {
+        let this = &self.clients[client];
+        let alone = this.life == Life::Paused && self.nodes[this.node].process.is_none();
+        if alone && self.now > this.paused + GRACE {
+            self.end_client(client);
+        }
+    }
+
+    /// Whether `instance` is the engine of a device of `volume` that outlived its daemon.
+    pub(crate) fn is_resuming(&self, volume: usize, instance: EngineInstance) -> bool {
+        self.clients.iter().any(|client| {
+            let paused = client.volume == volume && client.life == Life::Paused;
+            paused && client.engines.contains(&instance)
+        })
+    }
+
+    /// The kernel sends again what was not answered.
+    fn ask_again(&mut self, client: usize, epoch: Epoch) {
+        let volume = self.clients[client].volume;
+        let ops = std::mem::take(&mut self.clients[client].under_way);
+        for (id, op) in ops {
+            if let Kind::Read { .. } = op.kind {
+                self.checks.blocks[volume].read_fails(id.0);
+            }
+            let zeros = matches!(op.request, BlockOp::Discard { .. } | BlockOp::WriteZeroes { .. });
+            self.submit(client, id, epoch, op.kind, zeros, op.request);
         }
     }
 
@@ -151,14 +229,10 @@ impl World {
         if !self.is_run(n, run) {
             return;
         }
-        if self.nodes[n].frozen > self.now {
-            let at = self.nodes[n].frozen;
-            return self.post(at, Event::Client { client });
-        }
         let pause =
             if self.rng.one_in(40) { self.rng.below(40 * gap) } else { self.rng.below(2 * gap) };
         let burst = if self.rng.one_in(10) { self.rng.between(2, 6) } else { 1 };
-        self.after(pause + 1, Event::Client { client });
+        self.after(pause.min(LONGEST) + 1, Event::Client { client });
         for _ in 0..burst {
             if (self.clients[client].under_way.len() as u64) < depth && !self.clients[client].failed
             {
@@ -174,7 +248,8 @@ impl World {
         let write = |fua| Kind::Write { block, count, fua };
         self.next_io += 1;
         let id = IoId(self.next_io);
-        let (kind, op) = match self.rng.below(100) {
+        let discards = self.operator.habits.discards;
+        let (kind, op) = match self.rng.below(99 + discards) {
             0..42 => (Kind::Read { block, count }, BlockOp::Read { offset, len: len as u32 }),
             42..84 => {
                 let fua = self.rng.chance(6);
@@ -189,7 +264,7 @@ impl World {
             }
             84..94 => (Kind::Flush { began: self.checks.blocks[volume].tick() }, BlockOp::Flush),
             94..97 => (write(false), BlockOp::Discard { offset, len }),
-            97 => {
+            97 | 99.. => {
                 // A whole slot or several: they are given back.
                 let block = block / 64 * 64;
                 let count = 64.min(self.operator.blocks(volume) - block);
@@ -222,7 +297,8 @@ impl World {
         }
         let newest = blocks.newest();
         let since = self.local(n);
-        self.clients[client].under_way.insert(id, Op { kind, since, newest });
+        let request = op.clone();
+        self.clients[client].under_way.insert(id, Op { kind, request, since, newest });
         self.ios.insert(id, client);
         let volume = self.checks.volumes[volume];
         self.data_input(n, Work::Engine(volume, engine::Input::Io { id, op }));
@@ -304,11 +380,15 @@ impl World {
                 self.figures.operations += u64::from(count);
             }
             Kind::Write { block, count, fua } => {
+                self.moment(PlanMoment::Acked);
                 self.checks.blocks[volume].write_ends(id.0, true, fua);
                 self.check_acknowledged(volume, epoch, block..block + count);
                 self.figures.operations += u64::from(count);
             }
-            Kind::Flush { began } => self.checks.blocks[volume].flushed(began),
+            Kind::Flush { began } => {
+                self.moment(PlanMoment::Flushed);
+                self.checks.blocks[volume].flushed(began);
+            }
         }
     }
 
@@ -338,7 +418,8 @@ impl World {
     pub(crate) fn check_patience(&mut self, client: usize) {
         let this = &self.clients[client];
         let n = this.node;
-        if !self.is_run(n, this.run) || !self.nodes[n].is_running(self.now) {
+        let paused = this.life == Life::Paused;
+        if paused || !self.is_run(n, this.run) || !self.nodes[n].is_running(self.now) {
             return;
         }
         let (now, resumed) = (self.local(n), self.nodes[n].resumed);

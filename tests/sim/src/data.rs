@@ -4,6 +4,7 @@
 use crate::clock::Time;
 use crate::disk::DiskOp;
 use crate::net::{ConnId, Item, Purpose};
+use crate::plan::Moment;
 use crate::world::{Event, World, index};
 use engine::{Engine, Input as EngineInput, LinkId, Output as EngineOutput};
 use policy::pool::Task;
@@ -491,6 +492,11 @@ impl World {
                     && let Some(replica) = volume.replicas.get(&link).copied()
                 {
                     self.check_source(n, id, epoch, replica);
+                }
+                match request {
+                    Request::SealEra { .. } => self.moment(Moment::EraSealing),
+                    Request::Close { clean: true } => self.moment(Moment::Closing),
+                    _ => {}
                 }
                 match end {
                     Some(LinkEnd::Local(session)) => self.request(n, session, seq, request),

@@ -1,91 +1,15 @@
-//! Faults: a plan made from the seed before the run, so that each can be left out to find those that
-//! matter.
+//! The faults of a plan: what each does to the cluster, and how it ends.
 
 use crate::clock::{MS, SEC, Time};
 use crate::disk::SimDisk;
 use crate::net::Item;
-use crate::node::Death;
+use crate::node::{Death, Node};
+use crate::plan::{Fault, Kind, Moment, Traffic, Whom};
 use crate::rng::Rng;
 use crate::world::{Event, World, index};
 use store::PoolDisk as _;
 use types::{BLOCK, Buf, ClusterId, PoolId};
 use uuid::Uuid;
-
-/// What goes wrong. Nodes by index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Kind {
-    /// The daemon is killed and starts again when the fault ends.
-    Kill { node: usize },
-    /// The host loses power and boots when the fault ends.
-    Power { node: usize },
-    /// All of them at once.
-    PowerAll,
-    /// The process dies after so many more outputs of its state machines.
-    CrashAtOutput { node: usize, outputs: u32, death: Death },
-    /// The next write of the Raft log fails; `kept`: the batch is on the disk all the same.
-    RaftDisk { node: usize, kept: bool },
-    /// One way between two nodes is cut, for everything or for some.
-    CutOneWay { from: usize, to: usize, what: Traffic },
-    /// Both ways.
-    Cut { a: usize, b: usize, what: Traffic },
-    /// A node hears nobody, is heard by nobody, or both.
-    Isolate { node: usize, hears: bool, heard: bool },
-    /// Two sides that do not hear each other: nodes with their bit set, and the others.
-    Split { side: u32 },
-    /// A slow link, both ways.
-    Slow { a: usize, b: usize, by: Time },
-    /// A lossy link, both ways, in per cent.
-    Loss { a: usize, b: usize, percent: u64 },
-    /// All data connections between two nodes break once.
-    Break { a: usize, b: usize },
-    /// The daemon is stopped for the time (SIGSTOP, a starved machine).
-    Freeze { node: usize },
-    /// Every operation of a disk takes up to that much longer.
-    SlowDisk { node: usize, by: Time },
-    /// The next write to the pool fails.
-    WriteError { node: usize },
-    /// The next sync of the pool fails.
-    SyncError { node: usize },
-    /// Blocks that consumers use become unreadable on one copy.
-    ReadError { node: usize, pick: u64 },
-    /// Bits of such blocks flip on one copy.
-    Rot { node: usize, pick: u64 },
-    /// The daemon is killed and finds another disk: blank, or of another pool or cluster.
-    Swap { node: usize, how: u64 },
-    /// The host's clock runs at another rate.
-    Drift { node: usize, ppm: i64 },
-}
-
-/// Which traffic a cut stops.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Traffic {
-    All,
-    Data,
-    Control,
-}
-
-/// One fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// When it begins.
-    pub at: Time,
-    /// How long it lasts.
-    pub lasts: Time,
-    /// What it is.
-    pub kind: Kind,
-}
-
-/// See the module's text.
-#[derive(Clone, Debug, Default)]
-pub struct Plan {
-    /// All faults.
-    pub faults: Vec<Fault>,
-    /// Those that are left out.
-    pub without: Vec<bool>,
-    begun: Vec<bool>,
-}
 
 /// A block whose content was damaged on purpose.
 #[derive(Clone, Debug)]
@@ -98,86 +22,6 @@ pub struct Rotten {
     pub bad: Buf,
     /// Which fault did it.
     pub fault: usize,
-}
-
-impl Plan {
-    /// Faults for `nodes` nodes between `from` and `to`.
-    #[must_use]
-    pub fn random(nodes: usize, from: Time, to: Time, rng: &mut Rng) -> Self {
-        let mut faults = Vec::new();
-        // Some runs are all about one kind of thing.
-        let theme = rng.below(8);
-        let mean = rng.between(2_200, 5_000) * MS;
-        let mut at = from;
-        loop {
-            at += rng.below(2 * mean) + 1;
-            if at >= to {
-                break;
-            }
-            faults.push(Self::one(nodes, at, theme, rng));
-            // Trouble comes in pairs.
-            if rng.chance(25) {
-                let at = at + rng.below(1500 * MS);
-                faults.push(Self::one(nodes, at, theme, rng));
-            }
-        }
-        faults.sort_by_key(|fault| fault.at);
-        let count = faults.len();
-        Self { faults, without: vec![false; count], begun: vec![false; count] }
-    }
-
-    fn one(nodes: usize, at: Time, theme: u64, rng: &mut Rng) -> Fault {
-        let node = rng.below(nodes as u64) as usize;
-        let other = (node + 1 + rng.below(nodes as u64 - 1) as usize) % nodes;
-        let what = match rng.below(4) {
-            0 => Traffic::Data,
-            1 => Traffic::Control,
-            _ => Traffic::All,
-        };
-        let death = if rng.chance(50) { Death::Kill } else { Death::Power };
-        let short = rng.between(20, 2_500) * MS;
-        let long = rng.between(1_000, 14_000) * MS;
-        let lasts = if rng.chance(60) { short } else { long };
-        let dice = match theme {
-            // Networks, power, disks: three themes beside the mixture.
-            0 => rng.between(26, 62),
-            1 => rng.between(0, 25),
-            2 => rng.between(63, 99),
-            _ => rng.below(100),
-        };
-        let kind = match dice {
-            0..8 => Kind::Kill { node },
-            8..14 => Kind::Power { node },
-            14 => Kind::PowerAll,
-            15..24 => Kind::CrashAtOutput { node, outputs: rng.below(60) as u32, death },
-            24..26 => Kind::RaftDisk { node, kept: rng.chance(50) },
-            26..33 => Kind::CutOneWay { from: node, to: other, what },
-            33..40 => Kind::Cut { a: node, b: other, what },
-            40..48 => {
-                let both = rng.below(3);
-                Kind::Isolate { node, hears: both == 1, heard: both == 2 }
-            }
-            48..51 => Kind::Split { side: rng.below(1 << nodes) as u32 },
-            51..55 => Kind::Slow { a: node, b: other, by: rng.between(1, 400) * MS },
-            55..58 => Kind::Loss { a: node, b: other, percent: rng.between(2, 50) },
-            58..63 => Kind::Break { a: node, b: other },
-            63..74 => Kind::Freeze { node },
-            74..80 => Kind::SlowDisk { node, by: rng.between(5, 1_500) * MS },
-            80..83 => Kind::WriteError { node },
-            83..85 => Kind::SyncError { node },
-            85..90 => Kind::ReadError { node, pick: rng.bits() },
-            90..95 => Kind::Rot { node, pick: rng.bits() },
-            95..97 => Kind::Swap { node, how: rng.bits() },
-            _ => Kind::Drift { node, ppm: rng.between(0, 40_000) as i64 - 20_000 },
-        };
-        Fault { at, lasts, kind }
-    }
-
-    /// When everything is over.
-    #[must_use]
-    pub fn end(&self) -> Time {
-        self.faults.iter().map(|fault| fault.at + fault.lasts).max().unwrap_or(0)
-    }
 }
 
 impl World {
@@ -203,6 +47,13 @@ impl World {
                     .filter(|(a, b)| a != b && on(*a) != on(*b))
                     .collect()
             }
+            Kind::Mute { node } => {
+                (0..count).filter(|n| *n != node).flat_map(|n| [(node, n), (n, node)]).collect()
+            }
+            Kind::MuteAll => (0..count)
+                .flat_map(|a| (0..count).map(move |b| (a, b)))
+                .filter(|(a, b)| a != b)
+                .collect(),
             _ => Vec::new(),
         }
     }
@@ -244,10 +95,61 @@ impl World {
         }
     }
 
-    /// A fault of the plan begins.
+    /// The node that a fault is about.
+    fn find(&mut self, whom: Whom) -> Option<usize> {
+        let state = self.newest_state()?;
+        if whom == Whom::Leader {
+            let leads = |node: &Node| {
+                let role = node.process.as_ref().map(|process| process.meta.status().role);
+                role == Some(metadata::Role::Leader)
+            };
+            return self.nodes.iter().rposition(leads);
+        }
+        let held: Vec<&metadata::Volume> =
+            state.volumes.values().filter(|v| v.attachment.holder().is_some()).collect();
+        let pick = self.rng.below(held.len().max(1) as u64) as usize;
+        let volume = held.get(pick)?;
+        let holder = volume.attachment.holder()?;
+        match whom {
+            Whom::Holder => Some(index(holder)),
+            _ => volume
+                .isr
+                .iter()
+                .filter_map(|id| volume.replicas.get(id))
+                .find(|replica| replica.node != holder)
+                .map(|replica| index(replica.node)),
+        }
+    }
+
+    /// Something happened that faults may wait for.
+    pub(crate) fn moment(&mut self, moment: Moment) {
+        if self.plan.armed.is_empty() {
+            return;
+        }
+        let faults = &self.plan.faults;
+        let fits = |number: &usize| faults[*number].when.is_some_and(|(what, _)| what == moment);
+        let (due, armed): (Vec<usize>, Vec<usize>) =
+            std::mem::take(&mut self.plan.armed).into_iter().partition(fits);
+        self.plan.armed = armed;
+        for number in due {
+            let delay = self.plan.faults[number].when.take().map_or(0, |(_, delay)| delay);
+            self.after(delay, Event::Fault { index: number });
+        }
+    }
+
+    /// A fault of the plan begins, or begins to wait for its moment.
     pub(crate) fn begin_fault(&mut self, number: usize) {
+        if self.plan.without[number] || self.healing {
+            return;
+        }
+        if let Some(node) = self.plan.faults[number].whom.take().and_then(|whom| self.find(whom)) {
+            self.plan.faults[number].kind.aim(node, self.nodes.len());
+        }
+        if self.plan.faults[number].when.is_some() {
+            return self.plan.armed.push(number);
+        }
         let fault = self.plan.faults[number];
-        if self.plan.without[number] || self.healing || !self.apply(number, fault) {
+        if !self.apply(number, fault) {
             return;
         }
         self.figures.faults += 1;
@@ -290,6 +192,7 @@ impl World {
             Kind::RaftDisk { node, kept } => self.nodes[node].raft.fail_next(kept),
             Kind::CutOneWay { what, .. } | Kind::Cut { what, .. } => self.cut(fault.kind, what),
             Kind::Isolate { .. } | Kind::Split { .. } => self.cut(fault.kind, Traffic::All),
+            Kind::Mute { .. } | Kind::MuteAll => self.cut(fault.kind, Traffic::Control),
             Kind::Slow { by, .. } => {
                 for (from, to) in self.paths(fault.kind) {
                     self.net.path_mut(from, to).slow = by;
@@ -310,9 +213,8 @@ impl World {
             }
             Kind::Freeze { node } => {
                 let until = now + fault.lasts;
-                let node = &mut self.nodes[node];
-                node.frozen = node.frozen.max(until);
-                node.resumed = node.clock.at(node.frozen);
+                self.nodes[node].frozen = self.nodes[node].frozen.max(until);
+                self.post(until, Event::Thaw { node });
             }
             Kind::SlowDisk { node, by } => self.nodes[node].slow_disk = by,
             Kind::WriteError { node } | Kind::SyncError { node } => {
@@ -418,6 +320,7 @@ impl World {
             Kind::RaftDisk { node, .. } => self.nodes[node].raft.heal(),
             Kind::CutOneWay { what, .. } | Kind::Cut { what, .. } => self.uncut(fault.kind, what),
             Kind::Isolate { .. } | Kind::Split { .. } => self.uncut(fault.kind, Traffic::All),
+            Kind::Mute { .. } | Kind::MuteAll => self.uncut(fault.kind, Traffic::Control),
             Kind::Slow { .. } => {
                 for (from, to) in self.paths(fault.kind) {
                     self.net.path_mut(from, to).slow = 0;
@@ -472,8 +375,8 @@ impl World {
             self.disk_of(n).heal();
             let node = &mut self.nodes[n];
             node.doomed = None;
-            node.frozen = node.frozen.min(self.now + 1);
-            if node.process.is_none() {
+            self.thaw(n);
+            if self.nodes[n].process.is_none() {
                 self.start_later(n, 5 * MS);
             }
         }

@@ -3,7 +3,7 @@
 //!
 //! Reading order: `world` (the events), `node`, `disk`, `net` (what there is), `data`, `meta`,
 //! `control` (how the daemon drives the state machines), `client`, `operator` (who uses it),
-//! `faults` (what goes wrong), `check` (what must be true all the same), `run` (a run from its
+//! `plan`, `faults` (what goes wrong), `check` (what must be true all the same), `run` (a run from its
 //! beginning to its end).
 #![forbid(unsafe_code)]
 
@@ -19,6 +19,7 @@ pub mod meta;
 pub mod net;
 pub mod node;
 pub mod operator;
+pub mod plan;
 pub mod queue;
 pub mod rng;
 pub mod run;

@@ -8,7 +8,7 @@ use crate::world::{Event, World};
 use core::cell::RefCell;
 use metadata::{
     AppliedStore, Change, Changed, Command, Driver, DriverConfig, DriverError, Input, LogBatch,
-    LogContents, LogStore, Output, RaftStatus, Role, State, StoreError,
+    LogContents, LogStore, Output, RaftStatus, State, StoreError,
 };
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -55,6 +55,12 @@ impl RaftDisk {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The term that is on the disk.
+    #[must_use]
+    pub fn term(&self) -> u64 {
+        self.0.borrow().log.as_ref().map_or(0, |log| log.hard_state.term)
     }
 
     /// Term and checksum of the entry at `index`, if the log still has it.
@@ -255,7 +261,7 @@ impl World {
         let found = self.checks.metadata.flushed(
             n,
             &status,
-            status.role == Role::Leader,
+            out.iter().any(|output| matches!(output, Output::Send { .. })),
             before,
             &state,
             &log,

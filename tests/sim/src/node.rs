@@ -6,6 +6,7 @@ use crate::data::Data;
 use crate::disk::SimDisk;
 use crate::meta::{Meta, RaftDisk};
 use crate::rng::Rng;
+use crate::world::Event;
 use store::PoolDisk as _;
 use types::{BootId, EngineInstance, NodeId, PoolId};
 use uuid::Uuid;
@@ -34,6 +35,8 @@ pub struct Node {
     pub process: Option<Process>,
     /// Stopped (SIGSTOP, a starved machine) until then.
     pub frozen: Time,
+    /// What came while it was stopped.
+    pub missed: Vec<Event>,
     /// Dies after so many more outputs of its state machines.
     pub doomed: Option<(u32, Death)>,
     /// Not started before that.
@@ -91,6 +94,7 @@ impl Node {
             run: 0,
             process: None,
             frozen: 0,
+            missed: Vec::new(),
             doomed: None,
             start_after: 0,
             slow_disk: 0,

@@ -4,6 +4,7 @@ use crate::client::Life;
 use crate::clock::{MS, SEC};
 use crate::control::control_address;
 use crate::meta::MetaInput;
+use crate::plan::Theme;
 use crate::rng::Rng;
 use crate::world::{Event, World, index};
 use core::time::Duration;
@@ -31,15 +32,58 @@ pub struct Wanted {
     live: bool,
 }
 
+/// What consumers and pods of a run are like.
+#[derive(Clone, Copy, Debug)]
+pub struct Habits {
+    /// Their pauses are so much longer than usual.
+    pub slowness: u64,
+    /// Requests in a hundred that give whole slots back.
+    pub discards: u64,
+    /// They use so many more places.
+    pub places: u64,
+    /// A pod moves once in so many looks.
+    pub moves: u64,
+}
+
+impl Default for Habits {
+    fn default() -> Self {
+        Self { slowness: 1, discards: 1, places: 1, moves: 120 }
+    }
+}
+
+impl Habits {
+    /// Most are usual.
+    #[must_use]
+    pub fn random(theme: Theme, rng: &mut Rng) -> Self {
+        let mut habits = Self::default();
+        let often = if theme == Theme::Promises { 35 } else { 10 };
+        if theme == Theme::LateSeal || rng.chance(often / 2) {
+            habits.slowness = rng.between(8, 40);
+        }
+        if rng.chance(often) {
+            habits.discards = rng.between(5, 40);
+        }
+        if rng.chance(often) {
+            habits.places = 10;
+        }
+        if rng.chance(often) {
+            habits.moves = rng.between(6, 30);
+        }
+        habits
+    }
+}
+
 /// See the module's text.
 #[derive(Debug, Default)]
 pub struct Operator {
+    /// What its consumers are like.
+    pub habits: Habits,
     /// The volumes.
     pub volumes: Vec<Wanted>,
     /// Nodes that are to join, and when.
     pub joiners: Vec<(usize, u64)>,
-    /// A change of membership is under way.
-    changing: bool,
+    /// Until then a change of membership may be under way: whoever makes it may die over it.
+    changing: u64,
     /// Whether copies are added without need.
     pub restless: bool,
     /// How long a node may be lost before its replicas are replaced (R27).
@@ -170,10 +214,10 @@ impl World {
 
     /// Nodes that are to join: known first, then a learner; the leader makes it a voter.
     fn join_nodes(&mut self, state: &State) {
-        if self.operator.changing {
+        let now = self.now;
+        if self.operator.changing > now {
             return;
         }
-        let now = self.now;
         let Some((n, _)) = self.operator.joiners.iter().copied().find(|(_, at)| *at <= now) else {
             return;
         };
@@ -195,7 +239,7 @@ impl World {
             self.nodes[*l].is_running(now) && self.nodes[*l].process.as_ref().is_some_and(leads)
         });
         let Some(leader) = leader else { return };
-        self.operator.changing = true;
+        self.operator.changing = now + 5 * SEC;
         if let Some(ticket) = self.operator_ticket(leader) {
             self.meta_input(leader, MetaInput::Change(ticket, Change::AddLearner(node)));
         }
@@ -203,7 +247,7 @@ impl World {
 
     /// A change of membership came to its end; the next look shows how.
     pub(crate) fn operator_change_done(&mut self, _: bool) {
-        self.operator.changing = false;
+        self.operator.changing = 0;
     }
 
     /// Kubernetes looks at a volume: its pod must run somewhere.
@@ -237,6 +281,7 @@ impl World {
     /// A pod with a dead device is ended; one that wants to leave does when its I/O is done.
     fn look_after(&mut self, client: usize) {
         self.check_patience(client);
+        self.check_grace(client);
         let this = &self.clients[client];
         let (n, run) = (this.node, this.run);
         if this.life == Life::Over || !self.nodes[n].is_running(self.now) || !self.is_run(n, run) {
@@ -278,7 +323,10 @@ impl World {
         let avoid = former.map(|client| self.clients[client].node);
         let fit = |n: &usize| {
             let node = &self.nodes[*n];
-            node.is_running(now) && node.member && Some(*n) != avoid
+            // One that has not joined yet has nothing to attach with.
+            let joined =
+                self.state(*n).is_some_and(|state| state.membership.contains(self.nodes[*n].id));
+            node.is_running(now) && joined && Some(*n) != avoid
         };
         let nodes: Vec<usize> = (0..self.nodes.len()).filter(fit).collect();
         let Some(n) = self.rng.pick(&nodes) else { return };
@@ -293,7 +341,7 @@ impl World {
         if self.healing || self.age(client) < 3 * SEC {
             return;
         }
-        if self.rng.one_in(120) {
+        if self.rng.one_in(self.operator.habits.moves) {
             self.clients[client].life = Life::Leaving(epoch);
         } else if self.rng.one_in(150) {
             let volume = self.clients[client].volume;

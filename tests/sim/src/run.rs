@@ -6,11 +6,11 @@ use crate::clock::{MS, SEC, Time};
 use crate::control::Control;
 use crate::data::Data;
 use crate::disk::SimDisk;
-use crate::faults::Plan;
 use crate::meta::Meta;
 use crate::net::Net;
 use crate::node::{Node, Process};
-use crate::operator::Operator;
+use crate::operator::{Habits, Operator};
+use crate::plan::{Plan, Theme};
 use crate::queue::Queue;
 use crate::rng::Rng;
 use crate::trace::Trace;
@@ -94,7 +94,11 @@ impl World {
         let founders = if count > 3 { rng.between(3, count.min(5)) } else { 3 };
         let cluster = ClusterId(Uuid::from_u128(rng.id()));
         let slot_size = if rng.chance(70) { 64 << 10 } else { 256 << 10 };
-        let small = rng.chance(15);
+        let length = rng.between(90, 240) * SEC;
+        let mut plan = Plan::random(count as usize, 6 * SEC, length, &mut Rng::new(seed, 2));
+        // In a tight pool slots are used again as soon as they are free.
+        let tight = rng.chance(if plan.theme == Theme::Promises { 20 } else { 5 });
+        let small = tight || rng.chance(15);
         let pool_bytes = if small { 20 << 20 } else { 48 << 20 };
         let voters: Vec<NodeId> = (1..=founders).map(NodeId).collect();
         let mut nodes = Vec::new();
@@ -109,23 +113,29 @@ impl World {
             nodes.push(node);
         }
         let mut operator = Operator::default();
+        operator.habits = Habits::random(plan.theme, &mut rng);
+        if tight {
+            operator.habits = Habits { slowness: 1, discards: 60, ..operator.habits };
+        }
         operator.restless = rng.chance(30);
         operator.replace_after = core::time::Duration::from_secs(rng.between(4, 60));
         let mut checks = Checks::default();
-        for _ in 0..rng.between(1, 2) {
+        for _ in 0..if tight { 1 } else { rng.between(1, 2) } {
             let id = VolumeId(Uuid::from_u128(rng.id()));
-            let size = rng.between(4, 16) << 20;
+            let size = if tight { 16 } else { rng.between(4, 16) } << 20;
             let repl = if rng.chance(75) { 2 } else { 3 };
-            let hot = if small { 120 } else { rng.between(4, 24) };
+            let hot = match (tight, small) {
+                (true, _) => 900,
+                (_, true) => 120,
+                _ => rng.between(4, 24) * operator.habits.places,
+            };
             operator.want(id, size, repl, hot, &mut rng);
             checks.blocks.push(Default::default());
             checks.volumes.push(id);
         }
-        let length = rng.between(90, 240) * SEC;
         operator.joiners =
             (founders..count).map(|n| (n as usize, rng.between(1, 60) * SEC)).collect();
         checks.bounds.snapshot = rng.between(40, 400) as usize;
-        let mut plan = Plan::random(nodes.len(), 6 * SEC, length, &mut Rng::new(seed, 2));
         for (without, left_out) in plan.without.iter_mut().zip(&options.without) {
             *without = *left_out;
         }
@@ -209,6 +219,7 @@ impl World {
                 .violation(format!("identity: node {} opened a disk that is not its pool", n + 1));
         }
         self.repair_unverified(n);
+        self.resume_clients(n);
         for (delay, event) in [
             (self.rng.below(100), Event::Tick { node: n, run }),
             (self.rng.below(50), Event::Round { node: n, run }),
@@ -383,29 +394,44 @@ impl World {
                 }
             }
             self.ask(client, None);
-            self.compare(client);
         }
-        let wait = self.now + 14 * SEC;
-        self.run_until(wait);
         for volume in 0..self.checks.volumes.len() {
-            if self.is_destroyed(volume) {
-                continue;
-            }
-            let Some(client) = self.operator.volumes[volume].owner else {
-                return self.violation(format!("liveness: nobody has volume {volume} at the end"));
-            };
-            match self.clients[client].compared {
-                Some(Some(result)) if result.different == 0 => {}
-                result => {
-                    return self.violation(format!(
-                        "convergence: the copies of volume {volume}: {result:?}"
-                    ));
-                }
+            if !self.is_destroyed(volume) {
+                self.compare_copies(volume);
             }
         }
+        let wait = self.now + 12 * SEC;
+        self.run_until(wait);
         self.compare_states();
         if let Some(text) = self.checks.bounds.exceeded() {
             self.violation(text);
+        }
+    }
+
+    /// The engine compares all in-sync copies. Whoever was cut off before all was healed may be fenced
+    /// just now: it is asked again then.
+    fn compare_copies(&mut self, volume: usize) {
+        let mut result = None;
+        for _ in 0..3 {
+            let Some(client) = self.operator.volumes[volume].owner else {
+                return self.violation(format!("liveness: nobody has volume {volume} at the end"));
+            };
+            self.compare(client);
+            for _ in 0..14 {
+                if self.clients[client].compared.is_none() {
+                    self.run_until(self.now + SEC);
+                }
+            }
+            result = self.clients[client].compared;
+            if !self.checks.violations.is_empty() || matches!(result, Some(Some(_))) {
+                break;
+            }
+        }
+        match result {
+            Some(Some(result)) if result.different == 0 => {}
+            result => {
+                self.violation(format!("convergence: the copies of volume {volume}: {result:?}"));
+            }
         }
     }
 

@@ -37,8 +37,12 @@ pub enum Event {
     Raft { to: usize, message: Vec<u8> },
     /// A call of the control plane arrives.
     Call { to: usize, call: Box<crate::control::Call> },
+    /// One that was held up on its way arrives, unless the way is cut.
+    LateCall { from: usize, to: usize, call: Box<crate::control::Call> },
     /// A daemon starts.
     Start { node: usize, run: u64 },
+    /// A stopped daemon goes on.
+    Thaw { node: usize },
     /// A fault begins.
     Fault { index: usize },
     /// A fault ends.
@@ -98,7 +102,7 @@ pub struct World {
     /// See [`Figures`].
     pub figures: Figures,
     /// Faults, by their number in the plan.
-    pub plan: crate::faults::Plan,
+    pub plan: crate::plan::Plan,
     /// Everything is healed and stays so.
     pub healing: bool,
     /// Damage that was injected and is still there.
@@ -159,6 +163,7 @@ impl World {
             | Event::Round { node, .. }
             | Event::Heartbeat { node, .. } => Some(*node),
             Event::Raft { to, .. } | Event::Call { to, .. } => Some(*to),
+            Event::Client { client } => Some(self.clients[*client].node),
             Event::Conn { conn, side } => {
                 self.net.conns.get(conn).map(|conn| conn.ends[1 - side].node)
             }
@@ -170,7 +175,7 @@ impl World {
         if let Some(node) = self.addressee(&event)
             && self.nodes[node].frozen > self.now
         {
-            return self.queue.post(self.nodes[node].frozen, event);
+            return self.nodes[node].missed.push(event);
         }
         match event {
             Event::Disk { node, run, io } => {
@@ -214,9 +219,19 @@ impl World {
                 self.meta_input(to, MetaInput::Step(metadata::Input::Message(message)));
             }
             Event::Call { to, call } => self.call(to, *call),
+            Event::LateCall { from, to, call } => {
+                if !self.net.control_cut(from, to) {
+                    self.after(0, Event::Call { to, call });
+                }
+            }
             Event::Start { node, run } => {
                 if self.nodes[node].run == run {
                     self.start(node);
+                }
+            }
+            Event::Thaw { node } => {
+                if self.nodes[node].frozen <= self.now {
+                    self.thaw(node);
                 }
             }
             Event::Fault { index } => self.begin_fault(index),
@@ -224,6 +239,17 @@ impl World {
             Event::Client { client } => self.client_due(client),
             Event::Volume { volume } => self.orchestrate(volume),
             Event::Operator => self.operate(),
+        }
+    }
+
+    /// Node `n` is not stopped any more: what it missed comes now.
+    pub(crate) fn thaw(&mut self, n: usize) {
+        let now = self.now;
+        let node = &mut self.nodes[n];
+        node.frozen = 0;
+        node.resumed = node.clock.at(now);
+        for event in std::mem::take(&mut node.missed) {
+            self.post(now, event);
         }
     }
 
@@ -255,7 +281,7 @@ impl World {
         let had_process = node.process.take().is_some();
         let run = node.run;
         node.run += 1;
-        node.frozen = 0;
+        self.thaw(n);
         self.note(|| format!("node {} dies: {death:?}", n + 1));
         if death == Death::Power {
             self.power_loss(n);
@@ -265,7 +291,7 @@ impl World {
             self.nodes[n].disk = disk;
         }
         self.drop_connections(n, run, death);
-        self.clients_lose_node(n);
+        self.clients_lose_node(n, death);
     }
 
     fn power_loss(&mut self, n: usize) {

@@ -1,20 +1,28 @@
 //! Many seeds of whole clusters under faults: nothing that is promised may be violated.
 #![allow(clippy::unwrap_used)]
 
+use sim::clock::SEC;
 use sim::run::{Options, run};
 use sim::seeds::run_all;
 
 /// The seeds that `make test` runs.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 400;
+/// What they must amount to: fewer faults in as many seeds would prove less.
+const HOURS: f64 = 20.0;
+const FAULTS: u64 = 16_000;
+const OPERATIONS: u64 = 5_000_000;
 
 #[test]
 fn clusters_keep_their_promises_under_faults() {
     let sum = run_all(0..SEEDS, &Options::default(), 2);
-    println!("{}", sum.last_line());
+    let hours = sum.figures.time as f64 / SEC as f64 / 3600.0;
+    println!("{hours:.1} cluster-hours\n{}", sum.last_line());
     for line in &sum.lines {
         println!("{line}");
     }
     assert_eq!(sum.violations, 0, "again: cargo run --release -p sim -- --seed S");
+    let figures = (hours, sum.figures.faults, sum.figures.operations);
+    assert!(hours >= HOURS && figures.1 >= FAULTS && figures.2 >= OPERATIONS, "{figures:?}");
 }
 
 #[test]

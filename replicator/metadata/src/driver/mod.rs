@@ -314,7 +314,12 @@ impl<L: LogStore, A: AppliedStore> Driver<L, A> {
             self.reads_term = term;
         }
         // A leader knows what is committed only after an entry of its own term is.
-        let known = self.raw.raft.commit_to_current_term() || planted(Bug::StaleReadIndex);
+        let known = self.raw.raft.commit_to_current_term();
+        if planted(Bug::StaleReadIndex) {
+            let index = self.raw.raft.raft_log.committed;
+            let answer = |ticket| Output::Read { ticket, result: Ok(index) };
+            out.extend(mem::take(&mut self.reads_waiting).into_iter().map(answer));
+        }
         if self.reads_waiting.is_empty() || !known {
             return;
         }

@@ -283,6 +283,18 @@ impl Blocks {
         self.blocks.keys().copied()
     }
 
+    /// Whether a write to that block is not answered yet.
+    #[must_use]
+    pub fn is_busy(&self, block: u32) -> bool {
+        self.open.values().any(|open| open.blocks.contains(&block))
+    }
+
+    /// Every in-sync copy lost its memory under this epoch.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.lost
+    }
+
     /// Forgets what no read that is under way can need: done now and then.
     fn prune(&mut self) {
         if !self.now.is_multiple_of(64) {

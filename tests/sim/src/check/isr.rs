@@ -6,7 +6,9 @@
 //! Checked:
 //! - an acknowledged write is in every whole in-sync replica at that moment, a flushed one is
 //!   covered by `blocks` after the next loss (R4);
-//! - a replica that joins, and every one that an attach keeps, holds nothing stale (R5, R20);
+//! - a replica that joins, and every one that an attach keeps, holds nothing stale, and the same as
+//!   the other members (R5, R20);
+//! - a device that outlives its daemon is not resumed if every whole copy lost its memory (R10);
 //! - data is read only from in-sync replicas: for consumers and as the source of a resync;
 //! - the set is never empty, and an ISR without a whole member is committed only if every whole one
 //!   was out of order a moment ago: only then acknowledged and unflushed writes may be lost.
@@ -16,6 +18,7 @@
 
 use crate::clock::{SEC, Time};
 use crate::content::parse;
+use crate::plan::Moment;
 use crate::world::{World, index};
 use metadata::{Attachment, State, Volume};
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,7 +58,8 @@ impl Isr {
     pub(super) fn host_lost_power(&mut self, n: usize, now: Time) -> Vec<VolumeId> {
         self.power_lost.insert(n, now);
         let mut lost = Vec::new();
-        for (id, known) in &mut self.volumes {
+        // After a loss of all of them nothing is written that could be lost, until one is chosen (R22).
+        for (id, known) in self.volumes.iter_mut().filter(|(_, known)| !known.lost) {
             let nodes = &known.nodes;
             let had = !known.whole.is_empty();
             known.whole.retain(|replica| nodes.get(replica).is_some_and(|node| index(*node) != n));
@@ -147,7 +151,11 @@ impl World {
             known.epoch = record.epoch;
             known.active = false;
             known.granted = now;
+            if matches!(record.attachment, Attachment::Fenced { .. }) {
+                self.moment(Moment::Fenced);
+            }
         }
+        let Some(known) = self.checks.isr.volumes.get_mut(&record.volume) else { return };
         let activated = active && !known.active;
         known.active = active;
         if known.isr == record.isr && !activated {
@@ -158,11 +166,16 @@ impl World {
             known.left.insert(*replica, now);
         }
         let before = std::mem::replace(&mut known.isr, record.isr.clone());
+        let happened = if activated { Some(Moment::Activated) } else { None };
+        let happened = happened.or((!joined.is_empty()).then_some(Moment::Joined));
         let was_whole = known.whole.clone();
         let granted = known.granted;
         known.whole.retain(|replica| record.isr.contains(replica));
         let none_left = known.whole.is_empty() && joined.is_empty();
         let nodes = known.nodes.clone();
+        if let Some(moment) = happened {
+            self.moment(moment);
+        }
         self.note(|| format!("truth: epoch {} ISR {before:?} -> {:?}", record.epoch, record.isr));
         if record.isr.is_empty() && record.lifecycle == metadata::Lifecycle::Live {
             return self.violation(format!("isr: the in-sync set of volume {volume} is empty"));
@@ -182,6 +195,15 @@ impl World {
             }
             self.figures.losses += 1;
             self.checks.blocks[volume].lose();
+        }
+        if let Some(instance) = record.attachment.instance().filter(|_| activated)
+            && self.checks.blocks[volume].is_lost()
+            && self.is_resuming(volume, instance)
+        {
+            return self.violation(format!(
+                "isr: epoch {} of volume {volume} resumes a device although every copy lost its memory (R10)",
+                record.epoch
+            ));
         }
         let whole: BTreeSet<ReplicaId> = if activated {
             self.checks.blocks[volume].activated(record.epoch);
@@ -214,19 +236,27 @@ impl World {
                 self.check_whole_replica(volume, *replica, *node);
             }
         }
-        if activated {
-            let held: Vec<(ReplicaId, NodeId)> = concerned
-                .iter()
+        if !concerned.is_empty() {
+            // After a loss of all of them they may differ until one is chosen (R22).
+            let known = self.checks.isr.volumes.get(&record.volume).filter(|known| !known.lost);
+            let members = known.map(|known| &known.whole);
+            let held: Vec<(ReplicaId, NodeId)> = members
+                .into_iter()
+                .flatten()
                 .filter_map(|replica| Some((*replica, *nodes.get(replica)?)))
                 .collect();
             self.check_identical(volume, &held);
         }
     }
 
-    /// What an attach keeps is identical before the first I/O (R20).
+    /// What an attach keeps is identical before the first I/O (R20), and so is what a replica that
+    /// joins and the members hold, but for writes that are under way (R5).
     fn check_identical(&mut self, volume: usize, members: &[(ReplicaId, NodeId)]) {
         let written: Vec<u32> = self.checks.blocks[volume].written().collect();
         for block in written {
+            if self.checks.blocks[volume].is_busy(block) {
+                continue;
+            }
             let mut held = members.iter().filter_map(|(replica, node)| {
                 let buf = self.peek(*replica, *node, u64::from(block) * BLOCK)?;
                 let rotten = buf.as_ref().is_some_and(|buf| self.is_rotten(index(*node), buf));
@@ -236,7 +266,7 @@ impl World {
             let Some(first) = held.next() else { continue };
             if held.any(|other| other != first) {
                 return self.violation(format!(
-                    "isr: an attach keeps {members:?} of volume {volume}, but their blocks {block} differ"
+                    "isr: {members:?} of volume {volume} count, but their blocks {block} differ"
                 ));
             }
         }

@@ -1,6 +1,7 @@
 //! Metadata: what Raft decided is one sequence.
 //!
-//! Checked: at most one leader per term; every node applies the same entry at the same index, and
+//! Checked: at most one leader per term; no member speaks in a term before that, and with it the
+//! vote, is on its disk; every node applies the same entry at the same index, and
 //! arrives at the same volumes, nodes and members; an applied index never goes back in a process;
 //! a command that was acknowledged is at its index, and that is above everything acknowledged
 //! before it was proposed; a read index is not below anything acknowledged before it was asked for.
@@ -9,7 +10,7 @@
 //! Not checked here: damage of the log's file (the WAL's own tests), and that events are told once.
 
 use crate::meta::RaftDisk;
-use metadata::{RaftStatus, State};
+use metadata::{RaftStatus, Role, State};
 use std::collections::BTreeMap;
 
 /// An entry as a log holds it.
@@ -44,17 +45,23 @@ fn digest(state: &State) -> u32 {
 }
 
 impl Metadata {
-    /// Node `n` flushed; it had applied up to `before`. Returns what is wrong.
+    /// Node `n` flushed; it had applied up to `before`, and `speaks` to others next. Returns what is wrong.
     pub fn flushed(
         &mut self,
         n: usize,
         status: &RaftStatus,
-        leads: bool,
+        speaks: bool,
         before: u64,
         state: &State,
         log: &RaftDisk,
     ) -> Option<String> {
-        if leads {
+        if speaks && log.term() < status.term {
+            let (node, term, durable) = (n + 1, status.term, log.term());
+            return Some(format!(
+                "metadata: node {node} speaks in term {term}, but only {durable} is on its disk"
+            ));
+        }
+        if status.role == Role::Leader {
             let leader = *self.leaders.entry(status.term).or_insert(n);
             if leader != n {
                 let (a, b, term) = (leader + 1, n + 1, status.term);

@@ -7,11 +7,13 @@ use core::time::Duration;
 use engine::{EngineConfig, Input as EngineInput, IsrView};
 use metadata::{Attachment, Command, Done, Outcome as MetaOutcome, State};
 use policy::attachment::{AfterRefusal, LOOK_AGAIN, after_refusal, is_ours, members, situation};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use types::{EngineInstance, Epoch, Instant, IsrVersion, ReplicaId, VolumeId};
 use uuid::Uuid;
 
 const FENCE_WAIT: Duration = Duration::from_secs(60);
+const RESUME_WAIT: Duration = Duration::from_secs(30);
 const COMMAND: Duration = Duration::from_secs(15);
 const START: Duration = Duration::from_secs(30);
 const STOP: Duration = Duration::from_secs(15);
@@ -56,6 +58,8 @@ pub(crate) struct Operation {
     deadline: Instant,
     epoch: Epoch,
     instance: EngineInstance,
+    /// Engines one of which must still have the volume: for a device that outlived its daemon (R14).
+    former: Option<BTreeSet<EngineInstance>>,
     /// The state that the last `BeginAttach` went by.
     looked: Option<Arc<State>>,
     /// What was taken down, and whether cleanly.
@@ -63,7 +67,43 @@ pub(crate) struct Operation {
     stage: Stage,
 }
 
+impl Operation {
+    fn new(client: usize, attach: bool) -> Self {
+        Self {
+            client,
+            attach,
+            failed: false,
+            held: false,
+            deadline: Instant(0),
+            epoch: Epoch(0),
+            instance: EngineInstance::default(),
+            former: None,
+            looked: None,
+            here: None,
+            stage: Stage::Begin,
+        }
+    }
+}
+
 impl World {
+    /// `resume::resume`: the device of a consumer outlived its daemon on node `n`.
+    pub(crate) fn resume(&mut self, n: usize, volume: VolumeId, client: usize) {
+        let now = self.local(n);
+        let instance = EngineInstance(Uuid::from_u128(self.rng.id()));
+        // Before Raft hears of it: a successor must know this engine as one of the device's.
+        let former = Some(self.clients[client].engines.clone());
+        self.clients[client].engines.insert(instance);
+        let Some(control) = self.control(n) else { return };
+        let operation = Operation {
+            deadline: now.after(RESUME_WAIT),
+            instance,
+            former,
+            ..Operation::new(client, true)
+        };
+        control.operations.insert(volume, operation);
+        self.begin_epoch(n, volume);
+    }
+
     fn operation(&mut self, n: usize, volume: VolumeId) -> Option<&mut Operation> {
         self.control(n)?.operations.get_mut(&volume)
     }
@@ -88,19 +128,10 @@ impl World {
             self.client_told(client, Outcome::Attached(epoch));
             return true;
         }
-        let operation = Operation {
-            client,
-            attach: true,
-            failed: false,
-            held: false,
-            deadline: now.after(FENCE_WAIT),
-            epoch: Epoch(0),
-            instance,
-            looked: None,
-            here: None,
-            stage: Stage::Begin,
-        };
+        let operation =
+            Operation { deadline: now.after(FENCE_WAIT), instance, ..Operation::new(client, true) };
         process.control.operations.insert(volume, operation);
+        self.clients[client].engines.insert(instance);
         self.tear_down(n, volume);
         true
     }
@@ -112,18 +143,8 @@ impl World {
         if control.operations.contains_key(&volume) {
             return false;
         }
-        let operation = Operation {
-            client,
-            attach: false,
-            failed: false,
-            held: false,
-            deadline: now.after(FENCE_WAIT),
-            epoch: Epoch(0),
-            instance: EngineInstance::default(),
-            looked: None,
-            here: None,
-            stage: Stage::Begin,
-        };
+        let operation =
+            Operation { deadline: now.after(FENCE_WAIT), ..Operation::new(client, false) };
         control.operations.insert(volume, operation);
         self.tear_down(n, volume);
         true
@@ -184,6 +205,13 @@ impl World {
         operation.stage = Stage::Begin;
         operation.looked = Some(Arc::clone(&state));
         let instance = operation.instance;
+        let holder = state.volumes.get(&volume).and_then(|record| record.attachment.instance());
+        if let Some(former) = &operation.former
+            && !holder.is_some_and(|holder| former.contains(&holder))
+        {
+            // Taken over meanwhile.
+            return self.give_up(n, volume);
+        }
         let expected_epoch = state.volumes.get(&volume).map_or(Epoch(0), |record| record.epoch);
         let begin = Command::BeginAttach { volume, node: here, instance, expected_epoch };
         self.propose(n, begin, COMMAND, After::Begin { volume });
@@ -226,6 +254,7 @@ impl World {
     fn serve(&mut self, n: usize, volume: VolumeId, epoch: Epoch, instance: EngineInstance) {
         let (now, here) = (self.local(n), self.nodes[n].id);
         let Some(state) = self.state(n) else { return };
+        let resumed = self.operation(n, volume).is_some_and(|o| o.former.is_some());
         let Some(record) = state.volumes.get(&volume) else { return self.give_up(n, volume) };
         let config = EngineConfig {
             cluster: self.cluster,
@@ -234,7 +263,7 @@ impl World {
             epoch,
             instance,
             process: self.nodes[n].identity(),
-            resumed: false,
+            resumed,
             isr_version: record.isr_version,
             members: members(&state, record, here),
         };

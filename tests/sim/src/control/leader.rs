@@ -3,6 +3,7 @@
 use super::propose::{After, Ticket, is_done};
 use super::{Ended, Steps};
 use crate::meta::MetaInput;
+use crate::plan::Moment;
 use crate::world::World;
 use core::time::Duration;
 use metadata::{Change, Command, Outcome, ProposeError};
@@ -25,6 +26,8 @@ pub(crate) enum ReadFor {
     Lost(NodeId),
     /// A replica is about to be added or given up.
     Replace(replace::Action),
+    /// Somebody asks for a volume.
+    Get,
 }
 
 /// One leadership.
@@ -63,6 +66,7 @@ impl World {
                 reads: Vec::new(),
                 seals: BTreeMap::new(),
             });
+            self.moment(Moment::Elected);
             self.note(|| format!("node {} leads term {}", n + 1, status.term));
         }
     }
@@ -160,6 +164,13 @@ impl World {
 
     // ---- reads -------------------------------------------------------------------------------
 
+    /// Somebody asks whoever believes to lead for the state (R6).
+    pub(crate) fn get(&mut self, n: usize) {
+        if self.leading(n).is_some() {
+            self.ask_read(n, ReadFor::Get);
+        }
+    }
+
     fn ask_read(&mut self, n: usize, what: ReadFor) {
         let now = self.local(n);
         let floor = self.checks.metadata.acknowledged;
@@ -207,7 +218,7 @@ impl World {
 
     fn read_failed(&mut self, n: usize, what: ReadFor) {
         match what {
-            ReadFor::Current => {}
+            ReadFor::Current | ReadFor::Get => {}
             ReadFor::Lost(node) => self.end_step(n, Key::Lost(node), Ended::Again),
             ReadFor::Replace(action) => self.end_step(n, replace_key(&action), Ended::Again),
         }
@@ -227,6 +238,7 @@ impl World {
                         leading.current = true;
                     }
                 }
+                ReadFor::Get => {}
                 ReadFor::Lost(node) => {
                     // It may have spoken meanwhile.
                     let silent = self.leading(n).is_some_and(|l| l.roll.is_silent(node, now));

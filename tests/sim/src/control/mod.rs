@@ -158,6 +158,9 @@ impl World {
     /// `control::heartbeat`.
     pub(crate) fn heartbeat(&mut self, n: usize) {
         let Some(info) = self.node_info(n) else { return };
+        if self.rng.one_in(3) {
+            self.get(n);
+        }
         let now = self.local(n);
         let here = self.nodes[n].id;
         let Some(process) = &mut self.nodes[n].process else { return };

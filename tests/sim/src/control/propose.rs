@@ -2,6 +2,7 @@
 //! calls between nodes, which may be lost on either way.
 
 use super::leader::ReadFor;
+use crate::clock::MS;
 use crate::meta::MetaInput;
 use crate::world::{Event, World, index};
 use core::time::Duration;
@@ -154,6 +155,12 @@ impl World {
             self.propose_here(n, None, number, command);
         } else {
             let call = Call::Propose { from: (n, run, number), command: Box::new(command) };
+            if self.net.rng().one_in(15) {
+                // Its connection broke behind it, and the client asked again on another one at once.
+                let delay = self.net.rng().below(6_000) * MS;
+                let (to, call) = (index(to), Box::new(call.clone()));
+                self.after(delay, Event::LateCall { from: n, to, call });
+            }
             self.send_call(n, index(to), call);
         }
     }
@@ -210,8 +217,16 @@ impl World {
         if to >= self.nodes.len() || to == n {
             return;
         }
-        if let Some(at) = self.net.message(self.now, n, to) {
-            self.post(at, Event::Call { to, call: Box::new(call) });
+        let call = Box::new(call);
+        match self.net.message(self.now, n, to) {
+            Some(at) if !self.net.rng().one_in(40) => self.post(at, Event::Call { to, call }),
+            // It travels on a connection: lost segments are sent again while that lives, and who asked
+            // may have asked elsewhere meanwhile.
+            _ if self.net.rng().chance(40) => {
+                let delay = self.net.rng().below(6_000) * MS;
+                self.after(delay, Event::LateCall { from: n, to, call });
+            }
+            _ => {}
         }
     }
 

@@ -1,9 +1,12 @@
 //! The CSI controller plugin: the life of volumes, over the replicators' control API.
 //!
+//! And, if told to, the failover controller ([`failover`]).
+//!
 //! It keeps no state of its own: what exists is what Raft says. It must never wait without a bound.
 #![forbid(unsafe_code)]
 
 mod controller;
+pub mod failover;
 mod parameters;
 mod readiness;
 #[cfg(test)]

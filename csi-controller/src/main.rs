@@ -2,16 +2,18 @@
 #![forbid(unsafe_code)]
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use client::Client;
 use csi_common::{Identity, Socket, log_to_stderr, read_config, run};
+use csi_controller::failover::{self, Failover};
 use csi_controller::{ControllerService, LeaderReachable};
 use proto::csi::controller_server::ControllerServer;
 use proto::csi::identity_server::IdentityServer;
 use serde::Deserialize;
 use std::path::PathBuf;
 
-/// The CSI controller plugin of Holdfast: creates, deletes, lists and grows volumes.
+/// The CSI controller plugin of Holdfast: creates, deletes, lists and grows volumes; and, if told to, the
+/// failover controller.
 ///
 /// Runs once per Kubernetes cluster, beside the external-provisioner and external-resizer sidecars,
 /// which call it on the socket given by --endpoint. It asks any replicator of the cluster and follows
@@ -33,6 +35,26 @@ struct Arguments {
     /// What to log: error, warn, info, debug, trace, or target=level,… [default: info]
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
+    /// Whether pods of lost nodes are made to run elsewhere: on or off. "on" needs Kubernetes and
+    /// --node-name [default: off]
+    #[arg(long, value_name = "on|off")]
+    failover: Option<Switch>,
+    /// Name of the node where this runs, in Kubernetes and in Holdfast: the failover controller beside
+    /// the Raft leader acts first.
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<String>,
+    /// How to reach Kubernetes for --failover on; without it, as a pod does.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+enum Switch {
+    On,
+    #[default]
+    Off,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -41,6 +63,9 @@ struct File {
     endpoint: Option<String>,
     replicators: Option<Vec<String>>,
     log: Option<String>,
+    failover: Option<Switch>,
+    node_name: Option<String>,
+    kubeconfig: Option<PathBuf>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -50,6 +75,17 @@ fn main() -> anyhow::Result<()> {
     let replicators =
         arguments.replicators.or(file.replicators).context("--replicators is missing")?;
     let log = arguments.log.or(file.log).unwrap_or_else(|| "info".into());
+    let failover = match arguments.failover.or(file.failover).unwrap_or_default() {
+        Switch::Off => None,
+        Switch::On => Some(failover::Settings {
+            node_name: arguments
+                .node_name
+                .or(file.node_name)
+                .filter(|name| !name.is_empty())
+                .context("--failover on needs --node-name")?,
+            kubeconfig: arguments.kubeconfig.or(file.kubeconfig),
+        }),
+    };
     log_to_stderr(&log)?;
     let client = Client::new(&replicators).context("--replicators")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -59,13 +95,24 @@ fn main() -> anyhow::Result<()> {
         .context("tokio runtime")?;
     let result = runtime.block_on(async {
         let socket = Socket::bind(&endpoint).await?;
+        let failover = match failover {
+            Some(settings) => {
+                let failover = Failover::new(&settings, &client).await.context("--failover")?;
+                tokio::spawn(failover.run())
+            }
+            None => tokio::spawn(core::future::pending()),
+        };
         tracing::info!(endpoint, ?replicators, version = env!("CARGO_PKG_VERSION"), "serving");
         let router = tonic::transport::Server::builder()
             .add_service(IdentityServer::new(Identity(LeaderReachable(client.clone()))))
             .add_service(ControllerServer::new(ControllerService::new(&client)));
-        run(router, socket).await
+        tokio::select! {
+            served = run(router, socket) => Ok(served?),
+            // It runs for ever: whoever started this process starts it again.
+            ended = failover => Err(anyhow::anyhow!("the failover controller ended: {ended:?}")),
+        }
     });
     // Operations that outlived their grace are not waited for.
     runtime.shutdown_background();
-    Ok(result?)
+    result
 }

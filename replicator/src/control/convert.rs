@@ -41,6 +41,11 @@ pub(super) fn volume(state: &State, volume: &Volume) -> api::Volume {
         (Lifecycle::Live, Attachment::Attached { .. }) => api::VolumeState::Attached,
         (Lifecycle::Live, Attachment::Fenced { .. }) => api::VolumeState::Fenced,
     };
+    let (fenced, sealed_by) = match volume.attachment {
+        Attachment::Fenced { holder, sealed } => (Some(holder), sealed),
+        _ => (None, None),
+    };
+    let sealed_at = sealed_by.and_then(|replica| volume.replicas.get(&replica));
     api::Volume {
         volume_id: volume.volume.to_string(),
         name: volume.name.clone(),
@@ -71,6 +76,12 @@ pub(super) fn volume(state: &State, volume: &Volume) -> api::Volume {
             .attachment
             .instance()
             .map(|instance| instance.to_string())
+            .unwrap_or_default(),
+        fenced_node: fenced.unwrap_or_default().0,
+        fenced_node_name: fenced.map(|node| node_name(state, node)).unwrap_or_default(),
+        fence_sealed_by: sealed_by.map(|replica| replica.to_string()).unwrap_or_default(),
+        fence_sealed_by_node: sealed_at
+            .map(|replica| node_name(state, replica.node))
             .unwrap_or_default(),
     }
 }

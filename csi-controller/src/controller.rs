@@ -1,30 +1,34 @@
 //! The Controller service.
 
-use crate::parameters::Parameters;
+use crate::create::{Wanted, check_capabilities, check_create, check_fs_type, compatible, confirm};
+use crate::health::health;
+use crate::parameters::{Changes, Parameters, Placement};
 use crate::topology;
 use client::{Client, api};
 use core::time::Duration;
 use csi_common::{
-    Access, CONTEXT_FS_TYPE, Capability, FsType, InFlight, RequestError, VOLUME_UNIT, capability,
-    from_client, non_empty, refuse_content, volume_id, volume_size,
+    CONTEXT_FS_TYPE, Capability, FsType, InFlight, RequestError, VOLUME_UNIT, capability,
+    from_client, non_empty, volume_id, volume_size,
 };
+use proto::csi::controller_get_volume_response::VolumeStatus;
 use proto::csi::controller_service_capability::{Rpc, Type, rpc};
 use proto::csi::list_volumes_response::Entry;
 use proto::csi::validate_volume_capabilities_response::Confirmed;
 use proto::csi::{
     ControllerExpandVolumeRequest, ControllerExpandVolumeResponse,
     ControllerGetCapabilitiesRequest, ControllerGetCapabilitiesResponse,
-    ControllerServiceCapability, CreateVolumeRequest, CreateVolumeResponse, DeleteVolumeRequest,
-    DeleteVolumeResponse, GetCapacityRequest, GetCapacityResponse, ListVolumesRequest,
-    ListVolumesResponse, ValidateVolumeCapabilitiesRequest, ValidateVolumeCapabilitiesResponse,
-    Volume, VolumeCapability, controller_server::Controller,
+    ControllerGetVolumeHealthRequest, ControllerGetVolumeHealthResponse,
+    ControllerGetVolumeRequest, ControllerGetVolumeResponse, ControllerListVolumeHealthRequest,
+    ControllerListVolumeHealthResponse, ControllerModifyVolumeRequest,
+    ControllerModifyVolumeResponse, ControllerServiceCapability, CreateVolumeRequest,
+    CreateVolumeResponse, DeleteVolumeRequest, DeleteVolumeResponse, GetCapacityRequest,
+    GetCapacityResponse, ListVolumesRequest, ListVolumesResponse,
+    ValidateVolumeCapabilitiesRequest, ValidateVolumeCapabilitiesResponse, Volume, VolumeHealth,
+    controller_server::Controller,
 };
 use std::collections::HashMap;
 use tonic::{Code, Request, Response, Status};
 use types::VolumeId;
-
-/// Longest volume name, in bytes.
-const MAX_NAME: usize = 128;
 
 /// Deadline of the calls behind one CSI call; the sidecars' own is longer and they call again.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -36,25 +40,51 @@ type Answer<T> = Result<Response<T>, Status>;
 pub struct ControllerService {
     client: Client,
     in_flight: InFlight,
-}
-
-/// A checked CreateVolume.
-#[derive(Clone, Debug)]
-struct Wanted {
-    name: String,
-    size: u64,
-    required: u64,
-    limit: u64,
-    parameters: Parameters,
-    fs_type: Option<FsType>,
-    preferred: Vec<String>,
+    alpha: bool,
 }
 
 impl ControllerService {
-    /// A service that asks `client`.
+    /// A service that asks `client`; with the calls that CSI calls alpha if `alpha`.
     #[must_use]
-    pub fn new(client: &Client) -> Self {
-        Self { client: client.with_deadline(DEADLINE), in_flight: InFlight::default() }
+    pub fn new(client: &Client, alpha: bool) -> Self {
+        Self { client: client.with_deadline(DEADLINE), in_flight: InFlight::default(), alpha }
+    }
+
+    fn check_alpha(&self, call: &str) -> Result<(), Status> {
+        if self.alpha {
+            return Ok(());
+        }
+        Err(Status::unimplemented(format!("{call} is alpha: start csi-controller with --alpha")))
+    }
+
+    async fn volume(&self, id: &str) -> Result<api::Volume, Status> {
+        let id = volume_id(id)?.to_string();
+        self.client.get_volume(&id).await.map_err(|e| from_client(&e))
+    }
+
+    /// Volumes after `token` that something is wrong with, at most `limit` (0: all), and the token for
+    /// the rest.
+    async fn unwell(
+        &self,
+        limit: usize,
+        token: String,
+    ) -> Result<(Vec<VolumeHealth>, String), Status> {
+        let mut found: Vec<VolumeHealth> = Vec::new();
+        let mut after = token;
+        loop {
+            let page = self.client.list_volumes(0, &after).await.map_err(|e| from_client(&e))?;
+            let unwell = page.volumes.iter().map(health);
+            found.extend(unwell.filter(|volume| !volume.health_statuses.is_empty()));
+            if limit != 0 && found.len() > limit {
+                found.truncate(limit);
+                let next = found.last().map(|last| last.volume_id.clone());
+                return Ok((found, next.unwrap_or_default()));
+            }
+            if page.next.is_empty() {
+                return Ok((found, String::new()));
+            }
+            after = page.next;
+        }
     }
 
     async fn alone<T: Send + 'static>(
@@ -82,12 +112,11 @@ impl ControllerService {
     }
 
     async fn ask(&self, wanted: &Wanted, size_bytes: u64) -> Result<Volume, Status> {
-        let preferred_nodes = if wanted.preferred.is_empty() {
+        let preferred_nodes = if wanted.near.is_empty() {
             Vec::new()
         } else {
             let cluster = self.client.get_cluster().await.map_err(|e| from_client(&e))?;
-            let names: Vec<&str> = wanted.preferred.iter().map(String::as_str).collect();
-            topology::ids(&names, &cluster.nodes)
+            topology::nodes(&wanted.near, &cluster.nodes)
         };
         let request = api::CreateVolumeRequest {
             name: wanted.name.clone(),
@@ -96,6 +125,7 @@ impl ControllerService {
             priority_io: wanted.parameters.priority_io.clone(),
             fs_type: wanted.fs_type.map_or("", FsType::name).to_owned(),
             preferred_nodes,
+            placement: wanted.parameters.placement.word().to_owned(),
         };
         let volume = self.client.create_volume(request).await.map_err(|e| from_client(&e))?;
         Ok(present(&volume))
@@ -107,6 +137,18 @@ impl ControllerService {
             Err(error) if error.code() == Code::NotFound => Ok(DeleteVolumeResponse {}),
             Err(error) => Err(from_client(&error)),
         }
+    }
+
+    /// The wish is committed when this returns; the copies follow it.
+    async fn modify(
+        &self,
+        volume: VolumeId,
+        changes: Changes,
+    ) -> Result<ControllerModifyVolumeResponse, Status> {
+        let Changes { repl, priority_io } = changes;
+        let request = api::ModifyVolumeRequest { volume_id: volume.to_string(), repl, priority_io };
+        self.client.modify_volume(request).await.map_err(|e| from_client(&e))?;
+        Ok(ControllerModifyVolumeResponse {})
     }
 
     async fn expand(
@@ -137,8 +179,9 @@ fn to_wire(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-/// A volume as CSI sees it. Always the same for the same volume; no topology, because every node can use it.
-fn present(volume: &api::Volume) -> Volume {
+/// A volume as CSI sees it. No topology, because every node can use it; but with `placement: local` the
+/// nodes that hold its copies.
+pub(crate) fn present(volume: &api::Volume) -> Volume {
     let mut volume_context = HashMap::new();
     if !volume.fs_type.is_empty() {
         volume_context.insert(CONTEXT_FS_TYPE.to_owned(), volume.fs_type.clone());
@@ -148,110 +191,28 @@ fn present(volume: &api::Volume) -> Volume {
         volume_id: volume.volume_id.clone(),
         volume_context,
         content_source: None,
-        accessible_topology: Vec::new(),
-    }
-}
-
-/// ALREADY_EXISTS unless `volume` is what `wanted` asks for. A volume that was expanded since still is.
-fn compatible(volume: &api::Volume, wanted: &Wanted) -> Result<(), Status> {
-    let conflict = |what: &str, has: &dyn core::fmt::Display, asked: &dyn core::fmt::Display| {
-        Err(Status::already_exists(format!(
-            "volume {:?} exists with {what} {has}, and {asked} was asked for",
-            wanted.name
-        )))
-    };
-    let fs_type = wanted.fs_type.map_or("", FsType::name);
-    if volume.repl != wanted.parameters.repl {
-        return conflict("repl", &volume.repl, &wanted.parameters.repl);
-    }
-    if volume.priority_io != wanted.parameters.priority_io {
-        return conflict("priority_io", &volume.priority_io, &wanted.parameters.priority_io);
-    }
-    if volume.fs_type != fs_type {
-        return conflict("filesystem", &volume.fs_type, &fs_type);
-    }
-    if volume.size_bytes < wanted.required {
-        return conflict("bytes", &volume.size_bytes, &wanted.required);
-    }
-    if wanted.limit != 0 && volume.size_bytes > wanted.limit {
-        return conflict("bytes", &volume.size_bytes, &format_args!("at most {}", wanted.limit));
-    }
-    Ok(())
-}
-
-fn check_name(name: &str) -> Result<(), RequestError> {
-    non_empty("name", name)?;
-    // Control characters, as the specification bans them, and line breaks, which no log line needs.
-    if name.len() > MAX_NAME || name.chars().any(char::is_control) {
-        let accepted = "1-128 bytes without control characters";
-        return Err(RequestError::invalid("name", name, accepted));
-    }
-    Ok(())
-}
-
-/// The capabilities, of which there has to be at least one.
-fn check_capabilities(given: &[VolumeCapability]) -> Result<Vec<Capability>, RequestError> {
-    if given.is_empty() {
-        let accepted = "at least one capability";
-        return Err(RequestError::Missing { field: "volume_capabilities", accepted });
-    }
-    given.iter().map(|one| capability(Some(one))).collect()
-}
-
-/// The one filesystem that parameters and capabilities agree on; `None` for a volume of raw use only.
-fn check_fs_type(
-    parameters: &Parameters,
-    capabilities: &[Capability],
-) -> Result<Option<FsType>, RequestError> {
-    let mut chosen = parameters.fs_type;
-    let mut mounted = false;
-    for capability in capabilities {
-        let Access::Mount { fs_type, .. } = &capability.access else { continue };
-        mounted = true;
-        match (chosen, fs_type) {
-            (Some(chosen), Some(other)) if chosen != *other => {
-                return Err(RequestError::invalid(
-                    "volume_capability.mount.fs_type",
-                    other.name(),
-                    format!("{chosen}, which was asked for before it in the same request"),
-                ));
+        accessible_topology: match Placement::of(&volume.placement) {
+            Placement::Anywhere => Vec::new(),
+            Placement::Local => {
+                let copies = volume.replicas.iter().filter(|replica| !replica.leaving);
+                copies.map(|replica| topology::node(&replica.node_name)).collect()
             }
-            _ => chosen = chosen.or(*fs_type),
-        }
-    }
-    Ok(if mounted { Some(chosen.unwrap_or(FsType::Ext4)) } else { chosen })
-}
-
-fn check_mutable(given: &HashMap<String, String>) -> Result<(), RequestError> {
-    match given.keys().min() {
-        None => Ok(()),
-        Some(key) => Err(RequestError::Unsupported {
-            what: format!("mutable parameter {key:?}"),
-            instead: "no parameter of a volume can be changed later: use a StorageClass",
-        }),
+        },
     }
 }
 
-fn check_create(request: &CreateVolumeRequest) -> Result<Wanted, RequestError> {
-    check_name(&request.name)?;
-    let capabilities = check_capabilities(&request.volume_capabilities)?;
-    let parameters = Parameters::parse(&request.parameters)?;
-    check_mutable(&request.mutable_parameters)?;
-    refuse_content(request.volume_content_source.as_ref())?;
-    let fs_type = check_fs_type(&parameters, &capabilities)?;
-    let least = fs_type.map_or(VOLUME_UNIT, FsType::least_volume);
-    let size = volume_size(request.capacity_range.as_ref(), least)?;
-    let range = request.capacity_range.unwrap_or_default();
-    let preferred = topology::preferred(request.accessibility_requirements.as_ref());
-    Ok(Wanted {
-        name: request.name.clone(),
-        size,
-        required: range.required_bytes.unsigned_abs(),
-        limit: range.limit_bytes.unsigned_abs(),
-        parameters,
-        fs_type,
-        preferred: preferred.into_iter().map(str::to_owned).collect(),
-    })
+/// Checks what asks for a page of volumes; returns how many entries it may have, 0 for all.
+fn check_page(max_entries: i32, starting_token: &str) -> Result<u32, Status> {
+    let entries = u32::try_from(max_entries).map_err(|_| {
+        RequestError::invalid("max_entries", &max_entries.to_string(), "0 (all) or more")
+    })?;
+    // A token is the last volume id of the page before: it stays good when volumes come and go.
+    if !starting_token.is_empty() && starting_token.parse::<VolumeId>().is_err() {
+        return Err(Status::aborted(
+            "starting_token is not accepted; accepted: empty, or next_token of an earlier answer",
+        ));
+    }
+    Ok(entries)
 }
 
 #[tonic::async_trait]
@@ -294,8 +255,7 @@ impl Controller for ControllerService {
         if request.volume_capabilities.is_empty() {
             check_capabilities(&[])?;
         }
-        let id = volume_id(&request.volume_id)?.to_string();
-        let volume = self.client.get_volume(&id).await.map_err(|e| from_client(&e))?;
+        let volume = self.volume(&request.volume_id).await?;
         let answer = match confirm(&volume, &request) {
             Ok(()) => ValidateVolumeCapabilitiesResponse {
                 confirmed: Some(Confirmed {
@@ -316,16 +276,7 @@ impl Controller for ControllerService {
         request: Request<ListVolumesRequest>,
     ) -> Answer<ListVolumesResponse> {
         let ListVolumesRequest { max_entries, starting_token } = request.into_inner();
-        let max_entries = u32::try_from(max_entries).map_err(|_| {
-            let accepted = "0 (all) or more";
-            RequestError::invalid("max_entries", &max_entries.to_string(), accepted)
-        })?;
-        // A token is the last volume id of the page before: it stays good when volumes come and go.
-        if !starting_token.is_empty() && starting_token.parse::<VolumeId>().is_err() {
-            return Err(Status::aborted(
-                "starting_token is not accepted; accepted: empty, or next_token of an earlier answer",
-            ));
-        }
+        let max_entries = check_page(max_entries, &starting_token)?;
         let page = self.client.list_volumes(max_entries, &starting_token).await;
         let page = page.map_err(|e| from_client(&e))?;
         let entry = |volume: &api::Volume| Entry { volume: Some(present(volume)), status: None };
@@ -353,20 +304,31 @@ impl Controller for ControllerService {
             maximum_volume_size: Some(0),
             minimum_volume_size: Some(least),
         };
-        // A volume can be used from every node of the cluster whichever pools hold it, so each of
-        // them offers all there is; a node outside of the cluster can use none.
-        if let Some(name) = topology::segment(request.accessible_topology.as_ref()) {
-            let cluster = self.client.get_cluster().await.map_err(|e| from_client(&e))?;
-            if !cluster.nodes.iter().any(|node| node.name == name) {
-                return Ok(Response::new(answer));
+        let segment = match topology::place(request.accessible_topology.as_ref()) {
+            None => None,
+            Some(place) => {
+                let cluster = self.client.get_cluster().await.map_err(|e| from_client(&e))?;
+                let nodes = topology::nodes(&[place], &cluster.nodes);
+                // Outside of the cluster a volume cannot be used.
+                if nodes.is_empty() {
+                    return Ok(Response::new(answer));
+                }
+                Some(nodes)
             }
+        };
+        // A volume can be used from every node whichever pools hold it, so each segment offers all that
+        // there is; unless the first copy has to be there.
+        let pinned = segment.filter(|_| parameters.placement == Placement::Local);
+        for node in pinned.unwrap_or_else(|| vec![0]) {
+            let priority_io = parameters.priority_io.clone();
+            let room = api::GetCapacityRequest { priority_io, repl: parameters.repl, node };
+            let room = self.client.get_capacity(room).await.map_err(|e| from_client(&e))?;
+            // Of several nodes the best one: what two have together depends on where the rest goes.
+            let largest = to_wire(room.maximum_volume_bytes.min(types::MAX_VOLUME));
+            answer.available_capacity =
+                answer.available_capacity.max(to_wire(room.available_bytes));
+            answer.maximum_volume_size = answer.maximum_volume_size.max(Some(largest));
         }
-        let Parameters { repl, priority_io, .. } = parameters;
-        let room = api::GetCapacityRequest { priority_io, repl, node: 0 };
-        let room = self.client.get_capacity(room).await.map_err(|e| from_client(&e))?;
-        answer.available_capacity = to_wire(room.available_bytes);
-        answer.maximum_volume_size =
-            Some(to_wire(room.maximum_volume_bytes.min(types::MAX_VOLUME)));
         Ok(Response::new(answer))
     }
 
@@ -393,17 +355,38 @@ impl Controller for ControllerService {
         self.alone("ControllerExpandVolume", &volume.to_string(), work).await
     }
 
+    async fn controller_modify_volume(
+        &self,
+        request: Request<ControllerModifyVolumeRequest>,
+    ) -> Answer<ControllerModifyVolumeResponse> {
+        let request = request.into_inner();
+        non_empty("volume_id", &request.volume_id)?;
+        let changes = Changes::parse(&request.mutable_parameters)?;
+        let volume = volume_id(&request.volume_id)?;
+        let this = self.clone();
+        let work = async move { this.modify(volume, changes).await };
+        self.alone("ControllerModifyVolume", &volume.to_string(), work).await
+    }
+
     async fn controller_get_capabilities(
         &self,
         _: Request<ControllerGetCapabilitiesRequest>,
     ) -> Answer<ControllerGetCapabilitiesResponse> {
-        let kinds = [
+        let mut kinds = vec![
             rpc::Type::CreateDeleteVolume,
             rpc::Type::ListVolumes,
             rpc::Type::GetCapacity,
             rpc::Type::ExpandVolume,
             rpc::Type::SingleNodeMultiWriter,
+            rpc::Type::ModifyVolume,
         ];
+        if self.alpha {
+            kinds.extend([
+                rpc::Type::GetVolume,
+                rpc::Type::GetVolumeHealth,
+                rpc::Type::ListVolumeHealth,
+            ]);
+        }
         let capabilities = kinds
             .into_iter()
             .map(|kind| ControllerServiceCapability {
@@ -412,35 +395,38 @@ impl Controller for ControllerService {
             .collect();
         Ok(Response::new(ControllerGetCapabilitiesResponse { capabilities }))
     }
-}
 
-/// Whether `volume` can be used as `request` says; if not, why.
-fn confirm(
-    volume: &api::Volume,
-    request: &ValidateVolumeCapabilitiesRequest,
-) -> Result<(), String> {
-    let capabilities =
-        check_capabilities(&request.volume_capabilities).map_err(|e| e.to_string())?;
-    check_mutable(&request.mutable_parameters).map_err(|e| e.to_string())?;
-    let present = present(volume).volume_context;
-    if let Some(key) = request.volume_context.keys().filter(|key| !present.contains_key(*key)).min()
-        && !key.starts_with("storage.kubernetes.io/")
-    {
-        return Err(format!("volume_context has no {key:?}"));
+    async fn controller_get_volume(
+        &self,
+        request: Request<ControllerGetVolumeRequest>,
+    ) -> Answer<ControllerGetVolumeResponse> {
+        self.check_alpha("ControllerGetVolume")?;
+        let volume = self.volume(&request.get_ref().volume_id).await?;
+        let node = Some(volume.attached_node_name.clone()).filter(|name| !name.is_empty());
+        let status = VolumeStatus { published_node_ids: node.into_iter().collect() };
+        let volume = Some(present(&volume));
+        Ok(Response::new(ControllerGetVolumeResponse { volume, status: Some(status) }))
     }
-    let mut parameters = Parameters::parse(&request.parameters).map_err(|e| e.to_string())?;
-    if request.parameters.contains_key("repl") && parameters.repl != volume.repl {
-        return Err(format!("repl is {}, not {}", volume.repl, parameters.repl));
+
+    async fn controller_get_volume_health(
+        &self,
+        request: Request<ControllerGetVolumeHealthRequest>,
+    ) -> Answer<ControllerGetVolumeHealthResponse> {
+        self.check_alpha("ControllerGetVolumeHealth")?;
+        let volume = self.volume(&request.get_ref().volume_id).await?;
+        let volume_health = Some(health(&volume));
+        Ok(Response::new(ControllerGetVolumeHealthResponse { volume_health }))
     }
-    if !parameters.priority_io.is_empty() && parameters.priority_io != volume.priority_io {
-        let (is, asked) = (&volume.priority_io, &parameters.priority_io);
-        return Err(format!("priority_io is {is:?}, not {asked:?}"));
+
+    async fn controller_list_volume_health(
+        &self,
+        request: Request<ControllerListVolumeHealthRequest>,
+    ) -> Answer<ControllerListVolumeHealthResponse> {
+        self.check_alpha("ControllerListVolumeHealth")?;
+        let request = request.into_inner();
+        let limit = check_page(request.max_entries, &request.starting_token)?;
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let (entries, next_token) = self.unwell(limit, request.starting_token).await?;
+        Ok(Response::new(ControllerListVolumeHealthResponse { entries, next_token }))
     }
-    if let Ok(fs_type) = FsType::parse("fs_type", &volume.fs_type) {
-        if parameters.fs_type.is_some() && parameters.fs_type != fs_type {
-            return Err(format!("the filesystem is {:?}", volume.fs_type));
-        }
-        parameters.fs_type = fs_type;
-    }
-    check_fs_type(&parameters, &capabilities).map(|_| ()).map_err(|e| e.to_string())
 }

@@ -6,7 +6,9 @@
 #![forbid(unsafe_code)]
 
 mod controller;
+mod create;
 pub mod failover;
+mod health;
 mod parameters;
 mod readiness;
 #[cfg(test)]

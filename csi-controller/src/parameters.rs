@@ -1,12 +1,54 @@
-//! The parameters of a StorageClass.
+//! The parameters of a StorageClass, and those of a VolumeAttributesClass, which may change later.
 
+use core::fmt;
 use csi_common::{FsType, RequestError};
 use std::collections::HashMap;
 
 /// Keys that the provisioner adds (`pvc/name`, `pv/name`, …) start with this.
 const PROVISIONER_PREFIX: &str = "csi.storage.k8s.io/";
 const FS_TYPE: &str = "csi.storage.k8s.io/fstype";
-const ACCEPTED_KEYS: &str = "repl, priority_io, csi.storage.k8s.io/fstype";
+/// How many copies.
+pub const REPL: &str = "repl";
+/// Class of the pools.
+pub const PRIORITY_IO: &str = "priority_io";
+/// Where the volume is to be used.
+pub const PLACEMENT: &str = "placement";
+const ACCEPTED_KEYS: &str = "repl, priority_io, placement, csi.storage.k8s.io/fstype";
+const MUTABLE_KEYS: &str = "repl, priority_io";
+
+/// From where a volume is to be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Placement {
+    /// From every node; the first copy is near the pod if there is room.
+    #[default]
+    Anywhere,
+    /// From nodes that hold a copy, the first of which is where the pod is going to be.
+    Local,
+}
+
+impl Placement {
+    /// The control API's word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Anywhere => "",
+            Self::Local => "local",
+        }
+    }
+
+    /// From the control API's word.
+    pub fn of(word: &str) -> Self {
+        if word == Self::Local.word() { Self::Local } else { Self::Anywhere }
+    }
+}
+
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Anywhere => "anywhere",
+            Self::Local => "local",
+        })
+    }
+}
 
 /// What a StorageClass can say about a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,13 +57,45 @@ pub struct Parameters {
     pub repl: u32,
     /// Pool class: `high`, `medium`, `low`, or `""` for any.
     pub priority_io: String,
+    /// Where it is to be used.
+    pub placement: Placement,
     /// Filesystem, if it says.
     pub fs_type: Option<FsType>,
 }
 
 impl Default for Parameters {
     fn default() -> Self {
-        Self { repl: 2, priority_io: String::new(), fs_type: None }
+        let placement = Placement::default();
+        Self { repl: 2, priority_io: String::new(), placement, fs_type: None }
+    }
+}
+
+/// In order of the keys: the same request gets the same error each time.
+fn sorted(given: &HashMap<String, String>) -> Vec<(&str, &str)> {
+    let mut pairs: Vec<_> =
+        given.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    pairs.sort_unstable();
+    pairs
+}
+
+fn field(key: &str) -> String {
+    format!("parameter {key}")
+}
+
+fn repl(value: &str) -> Result<u32, RequestError> {
+    match value {
+        "1" => Ok(1),
+        "2" => Ok(2),
+        "3" => Ok(3),
+        _ => Err(RequestError::invalid(field(REPL), value, "1, 2, 3")),
+    }
+}
+
+fn priority_io(value: &str) -> Result<String, RequestError> {
+    match value {
+        "high" | "medium" | "low" => Ok(value.to_owned()),
+        "any" => Ok(String::new()),
+        _ => Err(RequestError::invalid(field(PRIORITY_IO), value, "high, medium, low, any")),
     }
 }
 
@@ -32,31 +106,70 @@ impl Parameters {
     /// INVALID_ARGUMENT naming the key or value and what would be accepted.
     pub fn parse(given: &HashMap<String, String>) -> Result<Self, RequestError> {
         let mut parameters = Self::default();
-        // In order of the keys: the same request gets the same error each time.
-        let mut keys: Vec<&String> = given.keys().collect();
-        keys.sort();
-        for key in keys {
-            let value = given[key].as_str();
-            let field = || format!("parameter {key}");
-            match key.as_str() {
-                "repl" => {
-                    parameters.repl = match value {
-                        "1" => 1,
-                        "2" => 2,
-                        "3" => 3,
-                        _ => return Err(RequestError::invalid(field(), value, "1, 2, 3")),
+        for (key, value) in sorted(given) {
+            match key {
+                REPL => parameters.repl = repl(value)?,
+                PRIORITY_IO => parameters.priority_io = priority_io(value)?,
+                PLACEMENT => {
+                    parameters.placement = match value {
+                        "anywhere" => Placement::Anywhere,
+                        "local" => Placement::Local,
+                        _ => {
+                            let accepted = "anywhere, local";
+                            return Err(RequestError::invalid(field(key), value, accepted));
+                        }
                     }
                 }
-                "priority_io" => match value {
-                    "high" | "medium" | "low" => parameters.priority_io = value.to_owned(),
-                    _ => return Err(RequestError::invalid(field(), value, "high, medium, low")),
-                },
-                FS_TYPE => parameters.fs_type = FsType::parse(&field(), value)?,
+                FS_TYPE => parameters.fs_type = FsType::parse(&field(key), value)?,
                 key if key.starts_with(PROVISIONER_PREFIX) => {}
                 key => return Err(RequestError::invalid("parameter", key, ACCEPTED_KEYS)),
             }
         }
         Ok(parameters)
+    }
+
+    /// With what a VolumeAttributesClass says, which goes before a StorageClass.
+    pub fn changed_by(mut self, changes: &Changes) -> Self {
+        let Changes { repl, priority_io } = changes.clone();
+        self.repl = repl.unwrap_or(self.repl);
+        self.priority_io = priority_io.unwrap_or(self.priority_io);
+        self
+    }
+}
+
+/// What a VolumeAttributesClass can say about a volume; `None`: nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Copies, 1-3.
+    pub repl: Option<u32>,
+    /// Pool class; `""` for any.
+    pub priority_io: Option<String>,
+}
+
+impl Changes {
+    /// Reads a VolumeAttributesClass.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT naming the key or value and what would be accepted.
+    pub fn parse(given: &HashMap<String, String>) -> Result<Self, RequestError> {
+        let mut changes = Self::default();
+        for (key, value) in sorted(given) {
+            match key {
+                REPL => changes.repl = Some(repl(value)?),
+                PRIORITY_IO => changes.priority_io = Some(priority_io(value)?),
+                key => return Err(RequestError::invalid("mutable parameter", key, MUTABLE_KEYS)),
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Whether it says anything about `key`.
+    pub fn says(&self, key: &str) -> bool {
+        match key {
+            REPL => self.repl.is_some(),
+            PRIORITY_IO => self.priority_io.is_some(),
+            _ => false,
+        }
     }
 }
 
@@ -81,6 +194,12 @@ mod tests {
                 &[("priority_io", "high")],
                 Parameters { priority_io: "high".into(), ..default.clone() },
             ),
+            (&[("priority_io", "any")], default.clone()),
+            (
+                &[("placement", "local")],
+                Parameters { placement: Placement::Local, ..default.clone() },
+            ),
+            (&[("placement", "anywhere")], default.clone()),
             (&[(FS_TYPE, "xfs")], Parameters { fs_type: Some(FsType::Xfs), ..default.clone() }),
             (&[(FS_TYPE, "")], default.clone()),
             (
@@ -104,7 +223,9 @@ mod tests {
             ("repl", "4", "accepted: 1, 2, 3"),
             ("repl", "", "accepted: 1, 2, 3"),
             ("repl", "02", "accepted: 1, 2, 3"),
-            ("priority_io", "", "accepted: high, medium, low"),
+            ("priority_io", "", "accepted: high, medium, low, any"),
+            ("placement", "remote", "parameter placement \"remote\""),
+            ("placement", "", "accepted: anywhere, local"),
             ("priority_io", "High", "parameter priority_io \"High\""),
             (FS_TYPE, "btrfs", "parameter csi.storage.k8s.io/fstype \"btrfs\""),
             (FS_TYPE, "btrfs", "accepted: ext4, xfs"),
@@ -118,6 +239,28 @@ mod tests {
         ];
         for (key, value, part) in table {
             let error = Parameters::parse(&map(&[(key, value)])).unwrap_err();
+            assert_eq!(error.code(), Code::InvalidArgument);
+            assert!(error.to_string().contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_a_volume_attributes_class_can_say() {
+        let parse = |given: &[(&str, &str)]| Changes::parse(&map(given));
+        assert_eq!(parse(&[]).unwrap(), Changes::default());
+        let changes = parse(&[("repl", "3"), ("priority_io", "any")]).unwrap();
+        assert_eq!(changes, Changes { repl: Some(3), priority_io: Some(String::new()) });
+        let before = Parameters { priority_io: "low".into(), ..Parameters::default() };
+        let after = before.clone().changed_by(&changes);
+        assert_eq!((after.repl, after.priority_io.as_str()), (3, ""));
+        assert_eq!(before.clone().changed_by(&Changes::default()), before);
+        for (key, value, part) in [
+            ("repl", "0", "accepted: 1, 2, 3"),
+            ("priority_io", "fast", "accepted: high, medium, low, any"),
+            ("placement", "local", "mutable parameter \"placement\" is not accepted"),
+            (FS_TYPE, "xfs", "accepted: repl, priority_io"),
+        ] {
+            let error = parse(&[(key, value)]).unwrap_err();
             assert_eq!(error.code(), Code::InvalidArgument);
             assert!(error.to_string().contains(part), "{error}");
         }

@@ -30,7 +30,7 @@ impl Fixture {
         let path = directory.path().to_owned();
         let fake = FakeControl::new(path.clone(), path).serve().await;
         let client = Client::new([&fake.endpoint]).unwrap();
-        Self { service: ControllerService::new(&client), client, fake, _directory: directory }
+        Self { service: ControllerService::new(&client, true), client, fake, _directory: directory }
     }
 
     async fn create(&self, request: CreateVolumeRequest) -> Result<Volume, Status> {
@@ -448,10 +448,198 @@ async fn what_is_not_advertised_is_not_implemented() {
             None => -1,
         })
         .collect();
-    // CREATE_DELETE_VOLUME, LIST_VOLUMES, GET_CAPACITY, EXPAND_VOLUME, SINGLE_NODE_MULTI_WRITER.
-    assert_eq!(kinds, [1, 3, 4, 9, 13]);
+    // CREATE_DELETE_VOLUME, LIST_VOLUMES, GET_CAPACITY, EXPAND_VOLUME, SINGLE_NODE_MULTI_WRITER,
+    // MODIFY_VOLUME; and alpha: GET_VOLUME, GET_VOLUME_HEALTH, LIST_VOLUME_HEALTH.
+    assert_eq!(kinds, [1, 3, 4, 9, 13, 14, 12, 16, 17]);
     let snapshot = f.service.create_snapshot(Request::new(Default::default())).await.unwrap_err();
     assert_eq!(snapshot.code(), Code::Unimplemented);
     let publish = f.service.controller_publish_volume(Request::new(Default::default())).await;
     assert_eq!(publish.unwrap_err().code(), Code::Unimplemented);
+}
+
+#[tokio::test]
+async fn what_is_alpha_is_there_only_if_asked_for() {
+    let f = Fixture::new().await;
+    let stable = ControllerService::new(&f.client, false);
+    let request = Request::new(ControllerGetCapabilitiesRequest {});
+    let answer = stable.controller_get_capabilities(request).await.unwrap().into_inner();
+    assert_eq!(answer.capabilities.len(), 6);
+    let get = ControllerGetVolumeRequest { volume_id: NOBODY.into() };
+    let error = stable.controller_get_volume(Request::new(get)).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unimplemented);
+    assert!(error.message().contains("--alpha"), "{error}");
+}
+
+#[tokio::test]
+async fn a_volume_is_shown_with_its_node_and_its_health() {
+    let f = Fixture::new().await;
+    let volume = f.create(wanted("pvc-1")).await.unwrap();
+    let replica = |node_name: &str, standing: &str| proto::control::Replica {
+        node_name: node_name.into(),
+        in_sync: true,
+        state: "ready".into(),
+        standing: standing.into(),
+        ..proto::control::Replica::default()
+    };
+    {
+        let mut state = f.fake.control.state();
+        let record = state.volumes.get_mut(&volume.volume_id).unwrap();
+        record.attached_node_name = "n2".into();
+        record.degraded = true;
+        record.replicas = vec![replica("n1", "lost"), replica("n2", "in sync")];
+    }
+    let get = ControllerGetVolumeRequest { volume_id: volume.volume_id.clone() };
+    let shown = f.service.controller_get_volume(Request::new(get)).await.unwrap().into_inner();
+    assert_eq!(shown.status.unwrap().published_node_ids, ["n2"]);
+    assert_eq!(shown.volume.unwrap(), volume);
+    let ask = |id: &str| {
+        let request =
+            ControllerGetVolumeHealthRequest { volume_id: id.into(), secrets: HashMap::new() };
+        f.service.controller_get_volume_health(Request::new(request))
+    };
+    let health = ask(&volume.volume_id).await.unwrap().into_inner().volume_health.unwrap();
+    assert_eq!(health.volume_id, volume.volume_id);
+    assert_eq!(health.health_statuses[0].status(), VolumeHealthErrorType::Degraded);
+    assert_eq!(health.health_statuses[0].message, "1 of 2 copies in sync; n1: lost");
+    for (id, code) in [("", Code::InvalidArgument), ("x", Code::NotFound), (NOBODY, Code::NotFound)]
+    {
+        assert_eq!(ask(id).await.unwrap_err().code(), code, "{id:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_list_of_health_names_each_unwell_volume_once() {
+    let f = Fixture::new().await;
+    for number in 0..7 {
+        f.create(wanted(&format!("pvc-{number}"))).await.unwrap();
+    }
+    let unwell: Vec<String> = {
+        let mut state = f.fake.control.state();
+        let lost = proto::control::Replica { in_sync: true, ..Default::default() };
+        let odd = state.volumes.values_mut().step_by(2);
+        odd.map(|volume| {
+            volume.replicas = vec![lost.clone()];
+            volume.volume_id.clone()
+        })
+        .collect()
+    };
+    assert_eq!(unwell.len(), 4);
+    let service = &f.service;
+    let list = |max_entries, starting_token: String| async move {
+        let secrets = HashMap::new();
+        let request = ControllerListVolumeHealthRequest { max_entries, starting_token, secrets };
+        let answer = service.controller_list_volume_health(Request::new(request)).await;
+        answer.map(tonic::Response::into_inner)
+    };
+    for page in [0, 1, 2, 3, 4, 5] {
+        let mut seen = Vec::new();
+        let mut token = String::new();
+        loop {
+            let answer = list(page, token).await.unwrap();
+            assert!(page == 0 || answer.entries.len() <= page as usize);
+            seen.extend(answer.entries.into_iter().map(|entry| entry.volume_id));
+            token = answer.next_token;
+            if token.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(seen, unwell, "pages of {page}");
+    }
+    assert_eq!(list(0, "no token of ours".into()).await.unwrap_err().code(), Code::Aborted);
+    assert_eq!(list(-1, String::new()).await.unwrap_err().code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn a_pinned_volume_is_placed_where_it_has_to_be_and_shown_there() {
+    let f = Fixture::new().await;
+    f.fake.control.state().nodes[2].zone = "b".into();
+    let on = |key: &str, name: &str| Topology { segments: text(&[(key, name)]) };
+    let request = |requisite| CreateVolumeRequest {
+        parameters: text(&[("placement", "local")]),
+        accessibility_requirements: Some(TopologyRequirement { requisite, preferred: vec![] }),
+        ..wanted("pvc-1")
+    };
+    let volume = f.create(request(vec![on("holdfast.dev/zone", "b")])).await.unwrap();
+    let asked = f.fake.control.state().last_create.clone().unwrap();
+    assert_eq!((asked.placement.as_str(), asked.preferred_nodes), ("local", vec![3]));
+    let replica = |node_name: &str, leaving| proto::control::Replica {
+        node_name: node_name.into(),
+        leaving,
+        ..proto::control::Replica::default()
+    };
+    let copies = vec![replica("n3", false), replica("n1", false), replica("n2", true)];
+    f.fake.control.state().volumes.get_mut(&volume.volume_id).unwrap().replicas = copies;
+    let shown = f.create(request(vec![])).await.unwrap();
+    let (n3, n1) = (on("holdfast.dev/node", "n3"), on("holdfast.dev/node", "n1"));
+    assert_eq!(shown.accessible_topology, [n3, n1]);
+    let error = f.create(wanted("pvc-1")).await.unwrap_err();
+    assert_eq!(error.code(), Code::AlreadyExists);
+    assert!(error.message().contains("placement local, and anywhere"), "{error}");
+}
+
+#[tokio::test]
+async fn capacity_for_pinned_volumes_is_that_of_the_segment() {
+    let f = Fixture::new().await;
+    {
+        let mut state = f.fake.control.state();
+        state.nodes[1].zone = "b".into();
+        state.nodes[2].zone = "b".into();
+        state.capacity = Room { available_bytes: 10 << 30, maximum_volume_bytes: 7 << 30 };
+    }
+    let ask = async |key: &str, name: &str, placement: &str| {
+        f.fake.control.state().calls.clear();
+        let request = GetCapacityRequest {
+            parameters: text(&[("placement", placement)]),
+            accessible_topology: Some(Topology { segments: text(&[(key, name)]) }),
+            ..GetCapacityRequest::default()
+        };
+        let room = f.service.get_capacity(Request::new(request)).await.unwrap().into_inner();
+        let state = f.fake.control.state();
+        let calls = state.calls.iter().filter(|call| **call == "GetCapacity").count();
+        (room.available_capacity >> 30, calls, state.last_capacity.clone().unwrap_or_default().node)
+    };
+    assert_eq!(ask("holdfast.dev/node", "n2", "local").await, (10, 1, 2));
+    assert_eq!(ask("holdfast.dev/zone", "b", "local").await, (10, 2, 3));
+    assert_eq!(ask("holdfast.dev/zone", "b", "anywhere").await, (10, 1, 0));
+    assert_eq!(ask("holdfast.dev/zone", "z", "local").await.0, 0);
+}
+
+#[tokio::test]
+async fn what_a_volume_attributes_class_says_is_applied_and_goes_before_the_storage_class() {
+    let f = Fixture::new().await;
+    let request = CreateVolumeRequest {
+        parameters: text(&[("repl", "1"), ("priority_io", "low")]),
+        mutable_parameters: text(&[("repl", "3")]),
+        ..wanted("pvc-1")
+    };
+    let id = f.create(request).await.unwrap().volume_id;
+    let asked = f.fake.control.state().last_create.clone().unwrap();
+    assert_eq!((asked.repl, asked.priority_io.as_str()), (3, "low"));
+    let modify = |id: &str, pairs: &[(&str, &str)]| {
+        let request = ControllerModifyVolumeRequest {
+            volume_id: id.into(),
+            secrets: HashMap::new(),
+            mutable_parameters: text(pairs),
+        };
+        f.service.controller_modify_volume(Request::new(request))
+    };
+    for _ in 0..2 {
+        modify(&id, &[("repl", "2"), ("priority_io", "any")]).await.unwrap();
+        let state = f.fake.control.state();
+        let volume = &state.volumes[&id];
+        assert_eq!((volume.repl, volume.priority_io.as_str()), (2, ""));
+    }
+    modify(&id, &[]).await.unwrap();
+    for (id, pairs, code) in [
+        ("", &[("repl", "2")] as Pairs, Code::InvalidArgument),
+        (id.as_str(), &[("repl", "4")], Code::InvalidArgument),
+        (id.as_str(), &[("placement", "local")], Code::InvalidArgument),
+        ("foobar", &[("repl", "2")], Code::NotFound),
+        (NOBODY, &[("repl", "2")], Code::NotFound),
+    ] {
+        assert_eq!(modify(id, pairs).await.unwrap_err().code(), code, "{id:?} {pairs:?}");
+    }
+    let full = (Code::ResourceExhausted, "no room".to_owned());
+    f.fake.control.state().refuse.insert("ModifyVolume", full);
+    assert_eq!(modify(&id, &[("repl", "3")]).await.unwrap_err().code(), Code::ResourceExhausted);
 }

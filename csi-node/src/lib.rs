@@ -10,6 +10,7 @@ mod command;
 mod content;
 mod error;
 mod filesystem;
+mod health;
 mod mountinfo;
 mod mounts;
 mod options;
@@ -17,6 +18,7 @@ mod publish;
 mod readiness;
 mod service;
 mod stage;
+mod sweep;
 mod usage;
 
 #[cfg(test)]

@@ -44,6 +44,13 @@ impl Mount {
         self.fs_type == "devtmpfs" && self.root != Path::new("/")
     }
 
+    /// Whether it shows the whole filesystem on `device`, or its node `device_name` (`loop7`).
+    #[must_use]
+    pub fn is_of(&self, device: DeviceNumber, device_name: &Path) -> bool {
+        (self.device == device && self.root == Path::new("/"))
+            || (self.is_device_node() && self.root.strip_prefix("/") == Ok(device_name))
+    }
+
     /// Whether it could be one that this plugin made: everything else is never unmounted.
     #[must_use]
     pub fn could_be_ours(&self) -> bool {
@@ -88,10 +95,12 @@ impl MountTable {
         device: DeviceNumber,
         device_name: &'a Path,
     ) -> impl DoubleEndedIterator<Item = &'a Mount> {
-        self.0.iter().filter(move |mount| {
-            (mount.device == device && mount.root == Path::new("/"))
-                || (mount.is_device_node() && mount.root.strip_prefix("/") == Ok(device_name))
-        })
+        self.0.iter().filter(move |mount| mount.is_of(device, device_name))
+    }
+
+    /// Mounts below `directory`, the newest first.
+    pub fn below<'a>(&'a self, directory: &'a Path) -> impl Iterator<Item = &'a Mount> {
+        self.0.iter().rev().filter(move |mount| mount.point.starts_with(directory))
     }
 }
 

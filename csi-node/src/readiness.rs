@@ -1,5 +1,6 @@
 //! When the node plugin is ready: when the local replicator is, and is the node that we were told.
 
+use crate::NodeIdentity;
 use client::Client;
 use core::time::Duration;
 use csi_common::Readiness;
@@ -12,8 +13,8 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(2);
 pub struct NodeReady {
     /// Client of the local replicator.
     pub client: Client,
-    /// Its node id, as we were told.
-    pub node: u64,
+    /// Its node, as we were told.
+    pub node: NodeIdentity,
 }
 
 #[tonic::async_trait]
@@ -21,10 +22,7 @@ impl Readiness for NodeReady {
     async fn ready(&self) -> Result<(), String> {
         let answer = self.client.with_deadline(PROBE_DEADLINE).get_node().await;
         let node = answer.map_err(|error| error.to_string())?;
-        if node.node != self.node {
-            let (is, told) = (node.node, self.node);
-            return Err(format!("the local replicator is node {is}, and --node-id says {told}"));
-        }
+        self.node.check(&node)?;
         if node.ready { Ok(()) } else { Err("the local replicator is not ready".into()) }
     }
 }

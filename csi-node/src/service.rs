@@ -4,21 +4,25 @@ use crate::Error;
 use crate::bounded::Bounded;
 use crate::mounts::Health;
 use crate::options::Options;
-use client::{Client, api::Attachment};
+use client::Client;
+use client::api::{Attachment, GetNodeResponse};
+use core::time::Duration;
 use csi_common::{
-    Access, CONTEXT_FS_TYPE, FsType, InFlight, Mode, RequestError, TOPOLOGY_NODE, capability,
-    non_empty, path, volume_id, volume_size,
+    Access, CONTEXT_FS_TYPE, FsType, InFlight, Mode, RequestError, TOPOLOGY_NODE, TOPOLOGY_ZONE,
+    capability, non_empty, path, volume_id, volume_size,
 };
 use proto::csi::node_server::Node;
 use proto::csi::node_service_capability::{Rpc, Type, rpc};
 use proto::csi::{
     NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesRequest,
     NodeGetCapabilitiesResponse, NodeGetInfoRequest, NodeGetInfoResponse,
-    NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse, NodePublishVolumeRequest,
-    NodePublishVolumeResponse, NodeServiceCapability, NodeStageVolumeRequest,
-    NodeStageVolumeResponse, NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse,
-    NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, Topology,
+    NodeGetStorageHealthRequest, NodeGetStorageHealthResponse, NodeGetVolumeHealthRequest,
+    NodeGetVolumeHealthResponse, NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse,
+    NodePublishVolumeRequest, NodePublishVolumeResponse, NodeServiceCapability,
+    NodeStageVolumeRequest, NodeStageVolumeResponse, NodeUnpublishVolumeRequest,
+    NodeUnpublishVolumeResponse, NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, Topology,
 };
+use std::collections::HashMap;
 use std::path::PathBuf;
 use tonic::{Code, Request, Response, Status};
 use types::VolumeId;
@@ -28,8 +32,28 @@ use types::VolumeId;
 pub struct NodeIdentity {
     /// Its name, in Kubernetes and in Holdfast: CSI's node id.
     pub name: String,
+    /// Its id in Holdfast.
+    pub id: u64,
     /// How many volumes it takes; 0: no limit of ours.
     pub max_volumes: i64,
+    /// Whether the calls that CSI calls alpha are offered.
+    pub alpha: bool,
+}
+
+impl NodeIdentity {
+    /// Whether `node`, which a replicator says it is, is this one: another's volumes must not be mounted
+    /// here, nor its topology be told.
+    pub(crate) fn check(&self, node: &GetNodeResponse) -> Result<(), String> {
+        if node.node != self.id {
+            let (is, told) = (node.node, self.id);
+            return Err(format!("the local replicator is node {is}, and --node-id says {told}"));
+        }
+        if node.name != self.name {
+            let (is, told) = (&node.name, &self.name);
+            return Err(format!("the local replicator is {is:?}, and --node-name says {told:?}"));
+        }
+        Ok(())
+    }
 }
 
 /// The Node service over the local replicator.
@@ -72,6 +96,9 @@ pub(crate) struct Publish {
 
 type Answer<T> = Result<Response<T>, Status>;
 
+/// How long the replicator may take to say who it is.
+const INFO_LIMIT: Duration = Duration::from_secs(5);
+
 impl NodeService {
     /// The service of `identity`, over `client` of its replicator.
     #[must_use]
@@ -80,13 +107,20 @@ impl NodeService {
         Self { client, bounded: Bounded::default(), identity, in_flight }
     }
 
-    async fn alone<T: Send + 'static>(
+    pub(crate) async fn alone<T: Send + 'static>(
         &self,
         operation: &'static str,
         volume: VolumeId,
         work: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Answer<T> {
         self.in_flight.run(operation, &volume.to_string(), work).await.map(Response::new)
+    }
+
+    fn check_alpha(&self, call: &str) -> Result<(), Status> {
+        if self.identity.alpha {
+            return Ok(());
+        }
+        Err(Status::unimplemented(format!("{call} is alpha: start csi-node with --alpha")))
     }
 
     /// The attachment of `volume` here, if there is one.
@@ -265,12 +299,15 @@ impl Node for NodeService {
         &self,
         _: Request<NodeGetCapabilitiesRequest>,
     ) -> Answer<NodeGetCapabilitiesResponse> {
-        let kinds = [
+        let mut kinds = vec![
             rpc::Type::StageUnstageVolume,
             rpc::Type::GetVolumeStats,
             rpc::Type::ExpandVolume,
             rpc::Type::SingleNodeMultiWriter,
         ];
+        if self.identity.alpha {
+            kinds.extend([rpc::Type::GetVolumeHealth, rpc::Type::GetStorageHealth]);
+        }
         let capability = |kind: rpc::Type| NodeServiceCapability {
             r#type: Some(Type::Rpc(Rpc { r#type: kind.into() })),
         };
@@ -279,11 +316,46 @@ impl Node for NodeService {
     }
 
     async fn node_get_info(&self, _: Request<NodeGetInfoRequest>) -> Answer<NodeGetInfoResponse> {
-        let name = self.identity.name.clone();
+        // Kubernetes keeps the answer for as long as the plugin is registered: without the replicator,
+        // which knows the zone, it has to ask again.
+        let node = self.client.with_deadline(INFO_LIMIT).get_node().await.map_err(Error::from)?;
+        self.identity.check(&node).map_err(Error::Precondition)?;
+        let mut segments = HashMap::from([(TOPOLOGY_NODE.to_owned(), node.name)]);
+        if !node.zone.is_empty() {
+            segments.insert(TOPOLOGY_ZONE.to_owned(), node.zone);
+        }
         Ok(Response::new(NodeGetInfoResponse {
-            node_id: name.clone(),
+            node_id: self.identity.name.clone(),
             max_volumes_per_node: self.identity.max_volumes,
-            accessible_topology: Some(Topology { segments: [(TOPOLOGY_NODE.into(), name)].into() }),
+            accessible_topology: Some(Topology { segments }),
         }))
+    }
+
+    async fn node_get_volume_health(
+        &self,
+        request: Request<NodeGetVolumeHealthRequest>,
+    ) -> Answer<NodeGetVolumeHealthResponse> {
+        self.check_alpha("NodeGetVolumeHealth")?;
+        let request = request.into_inner();
+        non_empty("volume_id", &request.volume_id)?;
+        for (field, text) in [
+            ("volume_publish_path", &request.volume_publish_path),
+            ("staging_target_path", &request.staging_target_path),
+        ] {
+            if !text.is_empty() {
+                path(field, text)?;
+            }
+        }
+        let volume = volume_id(&request.volume_id)?;
+        let volume_health = Some(self.volume_health(volume).await?);
+        Ok(Response::new(NodeGetVolumeHealthResponse { volume_health }))
+    }
+
+    async fn node_get_storage_health(
+        &self,
+        _: Request<NodeGetStorageHealthRequest>,
+    ) -> Answer<NodeGetStorageHealthResponse> {
+        self.check_alpha("NodeGetStorageHealth")?;
+        Ok(Response::new(self.storage_health().await))
     }
 }

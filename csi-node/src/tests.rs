@@ -5,3 +5,4 @@ mod dead;
 mod fixture;
 mod life;
 mod refusals;
+mod sweep;

@@ -70,7 +70,7 @@ impl NodeService {
                 },
             ]
         };
-        Ok(NodeGetVolumeStatsResponse { usage, volume_condition: None })
+        Ok(NodeGetVolumeStatsResponse { usage })
     }
 
     /// Grows the device to the volume's committed size and the filesystem with it; returns the size in

@@ -152,7 +152,7 @@ fn settings_that_cannot_be_used_are_named() {
         "--endpoint",
     ];
     let with = |rest: &[&'static str]| [&all[..], rest].concat();
-    let table: [(Vec<&str>, &str); 7] = [
+    let table: [(Vec<&str>, &str); 8] = [
         (vec![], "--endpoint is missing"),
         (vec!["--config", "/nonexistent.toml"], "/nonexistent.toml"),
         (vec!["--config", config], "node_nmae"),
@@ -160,6 +160,7 @@ fn settings_that_cannot_be_used_are_named() {
         (with(&["unix:///nonexistent/csi.sock"]), "/nonexistent/csi.sock"),
         (with(&["unix:///run/x.sock", "--log", "[[["]), "is not a filter"),
         (with(&["unix:///run/x.sock", "--max-volumes=-1"]), "--max-volumes"),
+        (with(&["unix:///run/x.sock", "--kubelet-dir=k"]), "not an absolute path"),
     ];
     for (arguments, part) in table {
         let output = output(&arguments);

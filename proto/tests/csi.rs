@@ -1,4 +1,4 @@
-//! The wire contract of CSI 1.12 as facts: a renumbered or retyped field would still compile and then
+//! The wire contract of CSI 1.13 as facts: a renumbered or retyped field would still compile and then
 //! talk nonsense with kubelet, so the numbers are written down a second time here.
 #![allow(clippy::unwrap_used)]
 
@@ -68,7 +68,7 @@ ValidateVolumeCapabilitiesResponse.Confirmed | volume_context=1:map volume_capab
 ListVolumesRequest | max_entries=1:int32 starting_token=2:string
 ListVolumesResponse | entries=1:[ListVolumesResponse.Entry next_token=2:string
 ListVolumesResponse.Entry | volume=1:Volume status=2:ListVolumesResponse.VolumeStatus
-ListVolumesResponse.VolumeStatus | published_node_ids=1:[string volume_condition=2:VolumeCondition
+ListVolumesResponse.VolumeStatus | published_node_ids=1:[string
 GetCapacityRequest | volume_capabilities=1:[VolumeCapability parameters=2:map accessible_topology=3:Topology
 GetCapacityResponse | available_capacity=1:int64 maximum_volume_size=2:google.protobuf.Int64Value minimum_volume_size=3:google.protobuf.Int64Value
 ControllerGetCapabilitiesResponse | capabilities=1:[ControllerServiceCapability
@@ -76,8 +76,8 @@ ControllerServiceCapability | rpc=1:ControllerServiceCapability.RPC
 ControllerExpandVolumeRequest | volume_id=1:string capacity_range=2:CapacityRange secrets=3:map volume_capability=4:VolumeCapability
 ControllerExpandVolumeResponse | capacity_bytes=1:int64 node_expansion_required=2:bool
 ControllerModifyVolumeRequest | volume_id=1:string secrets=2:map mutable_parameters=3:map
-Snapshot | size_bytes=1:int64 snapshot_id=2:string source_volume_id=3:string creation_time=4:google.protobuf.Timestamp ready_to_use=5:bool group_snapshot_id=6:string
-CreateSnapshotRequest | source_volume_id=1:string name=2:string secrets=3:map parameters=4:map
+Snapshot | size_bytes=1:int64 snapshot_id=2:string source_volume_id=3:string creation_time=4:google.protobuf.Timestamp ready_to_use=5:bool group_snapshot_id=6:string accessible_topology=7:[Topology
+CreateSnapshotRequest | source_volume_id=1:string name=2:string secrets=3:map parameters=4:map accessibility_requirements=5:TopologyRequirement
 ListSnapshotsRequest | max_entries=1:int32 starting_token=2:string source_volume_id=3:string snapshot_id=4:string secrets=5:map
 GetSnapshotRequest | snapshot_id=1:string secrets=2:map
 NodeStageVolumeRequest | volume_id=1:string publish_context=2:map staging_target_path=3:string volume_capability=4:VolumeCapability secrets=5:map volume_context=6:map
@@ -85,9 +85,16 @@ NodeUnstageVolumeRequest | volume_id=1:string staging_target_path=2:string
 NodePublishVolumeRequest | volume_id=1:string publish_context=2:map staging_target_path=3:string target_path=4:string volume_capability=5:VolumeCapability readonly=6:bool secrets=7:map volume_context=8:map
 NodeUnpublishVolumeRequest | volume_id=1:string target_path=2:string
 NodeGetVolumeStatsRequest | volume_id=1:string volume_path=2:string staging_target_path=3:string
-NodeGetVolumeStatsResponse | usage=1:[VolumeUsage volume_condition=2:VolumeCondition
+NodeGetVolumeStatsResponse | usage=1:[VolumeUsage
 VolumeUsage | available=1:int64 total=2:int64 used=3:int64 unit=4:VolumeUsage.Unit
-VolumeCondition | abnormal=1:bool message=2:string
+VolumeHealth | volume_id=1:string health_statuses=2:[VolumeHealth.VolumeHealthEntry
+VolumeHealth.VolumeHealthEntry | status=1:VolumeHealthErrorType reason=2:string message=3:string
+ControllerListVolumeHealthRequest | max_entries=1:int32 starting_token=2:string secrets=3:map
+ControllerListVolumeHealthResponse | entries=1:[VolumeHealth next_token=2:string
+ControllerGetVolumeHealthRequest | volume_id=1:string secrets=2:map
+NodeGetVolumeHealthRequest | volume_id=1:string volume_publish_path=2:string staging_target_path=3:string
+NodeGetStorageHealthResponse | backend_health=1:[NodeGetStorageHealthResponse.StorageBackendHealth
+NodeGetStorageHealthResponse.StorageBackendHealth | status=1:StorageHealthErrorType reason=2:string message=3:string volume_capability=4:VolumeCapability
 NodeExpandVolumeRequest | volume_id=1:string volume_path=2:string capacity_range=3:CapacityRange staging_target_path=4:string volume_capability=5:VolumeCapability secrets=6:map
 NodeExpandVolumeResponse | capacity_bytes=1:int64
 NodeGetInfoResponse | node_id=1:string max_volumes_per_node=2:int64 accessible_topology=3:Topology
@@ -120,12 +127,14 @@ fn fields_have_the_numbers_and_types_of_the_release() {
 
 /// enum | value=number ...
 const ENUMS: &str = "
-PluginCapability.Service.Type | UNKNOWN=0 CONTROLLER_SERVICE=1 VOLUME_ACCESSIBILITY_CONSTRAINTS=2 GROUP_CONTROLLER_SERVICE=3 SNAPSHOT_METADATA_SERVICE=4
+PluginCapability.Service.Type | UNKNOWN=0 CONTROLLER_SERVICE=1 VOLUME_ACCESSIBILITY_CONSTRAINTS=2 GROUP_CONTROLLER_SERVICE=3 SNAPSHOT_METADATA_SERVICE=4 SNAPSHOT_ACCESSIBILITY_CONSTRAINTS=5
 PluginCapability.VolumeExpansion.Type | UNKNOWN=0 ONLINE=1 OFFLINE=2
 VolumeCapability.AccessMode.Mode | UNKNOWN=0 SINGLE_NODE_WRITER=1 SINGLE_NODE_READER_ONLY=2 MULTI_NODE_READER_ONLY=3 MULTI_NODE_SINGLE_WRITER=4 MULTI_NODE_MULTI_WRITER=5 SINGLE_NODE_SINGLE_WRITER=6 SINGLE_NODE_MULTI_WRITER=7
-ControllerServiceCapability.RPC.Type | UNKNOWN=0 CREATE_DELETE_VOLUME=1 PUBLISH_UNPUBLISH_VOLUME=2 LIST_VOLUMES=3 GET_CAPACITY=4 CREATE_DELETE_SNAPSHOT=5 LIST_SNAPSHOTS=6 CLONE_VOLUME=7 PUBLISH_READONLY=8 EXPAND_VOLUME=9 LIST_VOLUMES_PUBLISHED_NODES=10 VOLUME_CONDITION=11 GET_VOLUME=12 SINGLE_NODE_MULTI_WRITER=13 MODIFY_VOLUME=14 GET_SNAPSHOT=15
-NodeServiceCapability.RPC.Type | UNKNOWN=0 STAGE_UNSTAGE_VOLUME=1 GET_VOLUME_STATS=2 EXPAND_VOLUME=3 VOLUME_CONDITION=4 SINGLE_NODE_MULTI_WRITER=5 VOLUME_MOUNT_GROUP=6
+ControllerServiceCapability.RPC.Type | UNKNOWN=0 CREATE_DELETE_VOLUME=1 PUBLISH_UNPUBLISH_VOLUME=2 LIST_VOLUMES=3 GET_CAPACITY=4 CREATE_DELETE_SNAPSHOT=5 LIST_SNAPSHOTS=6 CLONE_VOLUME=7 PUBLISH_READONLY=8 EXPAND_VOLUME=9 LIST_VOLUMES_PUBLISHED_NODES=10 GET_VOLUME=12 SINGLE_NODE_MULTI_WRITER=13 MODIFY_VOLUME=14 GET_SNAPSHOT=15 GET_VOLUME_HEALTH=16 LIST_VOLUME_HEALTH=17
+NodeServiceCapability.RPC.Type | UNKNOWN=0 STAGE_UNSTAGE_VOLUME=1 GET_VOLUME_STATS=2 EXPAND_VOLUME=3 SINGLE_NODE_MULTI_WRITER=5 VOLUME_MOUNT_GROUP=6 GET_VOLUME_HEALTH=7 GET_STORAGE_HEALTH=8
 VolumeUsage.Unit | UNKNOWN=0 BYTES=1 INODES=2
+VolumeHealthErrorType | UNKNOWN_VOLUME_HEALTH_TYPE=0 DEGRADED=1 INACCESSIBLE=2 DATA_LOSS=3
+StorageHealthErrorType | UNKNOWN_STORAGE_HEALTH_ERROR_TYPE=0 STORAGE_DEGRADED=1 STORAGE_UNREACHABLE=2
 GroupControllerServiceCapability.RPC.Type | UNKNOWN=0 CREATE_DELETE_GET_VOLUME_GROUP_SNAPSHOT=1
 ";
 
@@ -134,9 +143,11 @@ fn enums_have_the_numbers_of_the_release() {
     let file = csi();
     for line in ENUMS.trim().lines() {
         let (path, wanted) = line.split_once(" |").unwrap();
-        let (owner, name) = path.rsplit_once('.').unwrap();
-        let owner = message(&file, owner);
-        let found = owner.enum_type.iter().find(|e| e.name() == name).unwrap();
+        let (enums, name) = match path.rsplit_once('.') {
+            Some((owner, name)) => (&message(&file, owner).enum_type, name),
+            None => (&file.enum_type, path),
+        };
+        let found = enums.iter().find(|e| e.name() == name).unwrap();
         let found: Vec<String> =
             found.value.iter().map(|v| format!("{}={}", v.name(), v.number())).collect();
         assert_eq!(found.join(" "), wanted.trim(), "enum {path}");
@@ -151,7 +162,8 @@ fn services_have_the_methods_of_the_release() {
         (
             "Controller",
             "CreateVolume DeleteVolume ControllerPublishVolume ControllerUnpublishVolume \
-             ValidateVolumeCapabilities ListVolumes GetCapacity ControllerGetCapabilities \
+             ValidateVolumeCapabilities ListVolumes ControllerListVolumeHealth \
+             ControllerGetVolumeHealth GetCapacity ControllerGetCapabilities \
              CreateSnapshot DeleteSnapshot ListSnapshots GetSnapshot ControllerExpandVolume \
              ControllerGetVolume ControllerModifyVolume",
         ),
@@ -164,7 +176,8 @@ fn services_have_the_methods_of_the_release() {
         (
             "Node",
             "NodeStageVolume NodeUnstageVolume NodePublishVolume NodeUnpublishVolume \
-             NodeGetVolumeStats NodeExpandVolume NodeGetCapabilities NodeGetInfo",
+             NodeGetVolumeStats NodeGetVolumeHealth NodeGetStorageHealth NodeExpandVolume \
+             NodeGetCapabilities NodeGetInfo",
         ),
     ];
     let file = csi();
@@ -188,6 +201,6 @@ fn nothing_was_added_or_left_out() {
         message.field.len() + message.nested_type.iter().map(count).sum::<usize>()
     }
     let file = csi();
-    assert_eq!(file.message_type.len(), 79);
-    assert_eq!(file.message_type.iter().map(count).sum::<usize>(), 276);
+    assert_eq!(file.message_type.len(), 87);
+    assert_eq!(file.message_type.iter().map(count).sum::<usize>(), 302);
 }

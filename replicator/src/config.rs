@@ -110,6 +110,10 @@ pub struct Settings {
     /// [default: medium]
     #[arg(long, value_name = "CLASS")]
     pub priority_io: Option<String>,
+    /// Where this node stands: what fails together, like a rack or a data centre. Copies of a volume go
+    /// to different zones as far as there are any [default: none]
+    #[arg(long, value_name = "ZONE")]
+    pub zone: Option<String>,
     /// How long a node may be lost before its replicas are replaced on other nodes, 5 to 2592000 (30
     /// days); the same on every node, since the leader's counts [default: 300]
     #[arg(long, value_name = "SECONDS")]
@@ -168,6 +172,8 @@ pub struct Config {
     pub peers: BTreeMap<NodeId, SocketAddr>,
     /// Class of the pool.
     pub priority_io: PoolClass,
+    /// What fails together with this node, if that is known.
+    pub zone: Option<String>,
     /// How long a node may be lost before its replicas are replaced (R27).
     pub replace_after: Duration,
     /// Absolute.
@@ -216,6 +222,7 @@ impl Settings {
             pool: self.pool.or(other.pool),
             peers: self.peers.or(other.peers),
             priority_io: self.priority_io.or(other.priority_io),
+            zone: self.zone.or(other.zone),
             replace_after_seconds: self.replace_after_seconds.or(other.replace_after_seconds),
             device_holder: self.device_holder.or(other.device_holder),
             device_grace_seconds: self.device_grace_seconds.or(other.device_grace_seconds),
@@ -256,6 +263,12 @@ impl Settings {
         let priority_io = priority_io
             .parse()
             .map_err(|_| invalid("priority_io", &priority_io, "high, medium, low"))?;
+        if let Some(zone) = &self.zone
+            && (!(1..=63).contains(&zone.len()) || zone.chars().any(|c| c.is_control() || c == ' '))
+        {
+            // A value of a Kubernetes label.
+            return Err(invalid("zone", zone, "1 to 63 bytes without spaces"));
+        }
         let replace_after = self.replace_after_seconds.unwrap_or(REPLACE_AFTER.as_secs());
         if !REPLACE_AFTER_RANGE.contains(&replace_after) {
             let accepted = "5 to 2592000 (30 days)";
@@ -285,6 +298,7 @@ impl Settings {
             data_address,
             control_socket,
             priority_io,
+            zone: self.zone,
             replace_after: Duration::from_secs(replace_after),
             device_holder,
             device_grace: Duration::from_secs(grace),

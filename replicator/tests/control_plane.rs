@@ -4,7 +4,7 @@
 
 mod common;
 
-use client::api::{AddNodeRequest, Attachment, CreateVolumeRequest, Volume};
+use client::api::{AddNodeRequest, Attachment, CreateVolumeRequest, ModifyVolumeRequest, Volume};
 use client::{Client, Error};
 use common::{Cluster, PATIENCE, addresses, until};
 use std::path::PathBuf;
@@ -200,4 +200,75 @@ async fn a_node_joins_serves_votes_and_leaves() {
     client.remove_node(4).await.unwrap();
     assert_eq!(role().await, Some(None));
     client.create_volume(request("w")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn copies_go_to_different_zones_and_a_pinned_one_where_it_has_to_be() {
+    let zones = |settings: &mut replicator::config::Settings| {
+        settings.zone = match settings.node {
+            Some(1 | 2) => Some("a".to_owned()),
+            _ => Some("b".to_owned()),
+        };
+    };
+    let cluster = Cluster::start_with(zones).await;
+    let client = cluster.client(1);
+    let known = client.get_cluster().await.unwrap().nodes;
+    let zone = |node: u64| known.iter().find(|n| n.node == node).unwrap().zone.clone();
+    assert_eq!([zone(1), zone(2), zone(3)], ["a", "a", "b"]);
+    assert_eq!(client.get_node().await.unwrap().zone, "a");
+    let nodes = |volume: &Volume| {
+        let mut nodes: Vec<u64> = volume.replicas.iter().map(|replica| replica.node).collect();
+        nodes.sort_unstable();
+        nodes
+    };
+    for (number, first) in [1, 2].into_iter().enumerate() {
+        let wanted =
+            CreateVolumeRequest { preferred_nodes: vec![first], ..request(&format!("v{number}")) };
+        let volume = client.create_volume(wanted).await.unwrap();
+        assert_eq!(nodes(&volume), [first, 3]);
+    }
+    let pinned = |preferred_nodes| CreateVolumeRequest {
+        placement: "local".to_owned(),
+        preferred_nodes,
+        ..request("pinned")
+    };
+    let refused = client.create_volume(pinned(vec![9])).await;
+    assert_eq!(code(refused), Code::ResourceExhausted);
+    let volume = client.create_volume(pinned(vec![2])).await.unwrap();
+    assert_eq!((nodes(&volume), volume.placement.as_str()), (vec![2, 3], "local"));
+    assert_eq!(code(client.create_volume(request("pinned")).await), Code::AlreadyExists);
+
+    // What cannot be had is refused, and nothing is changed by it.
+    let modify = |repl, class: Option<&str>| ModifyVolumeRequest {
+        volume_id: volume.volume_id.clone(),
+        repl,
+        priority_io: class.map(str::to_owned),
+    };
+    for (request, wanted) in [
+        (modify(Some(4), None), Code::InvalidArgument),
+        (modify(None, Some("fast")), Code::InvalidArgument),
+        (modify(None, Some("low")), Code::ResourceExhausted),
+        (
+            ModifyVolumeRequest { volume_id: "x".into(), ..modify(Some(1), None) },
+            Code::InvalidArgument,
+        ),
+    ] {
+        assert_eq!(code(client.modify_volume(request).await), wanted);
+    }
+    let now = client.get_volume(&volume.volume_id).await.unwrap();
+    assert_eq!((now.repl, now.priority_io.as_str(), now.isr_version), (2, "", volume.isr_version));
+    // Detached, it has nobody to copy it; one copy less it can have at once.
+    let order = |from, to| client::api::MoveReplicaRequest {
+        volume_id: volume.volume_id.clone(),
+        from,
+        to,
+    };
+    assert_eq!(code(client.move_replica(order(3, 1)).await), Code::FailedPrecondition);
+    assert_eq!(code(client.move_replica(order(1, 0)).await), Code::NotFound);
+    client.modify_volume(modify(Some(1), None)).await.unwrap();
+    until("one copy is left", async || {
+        let volume = client.get_volume(&volume.volume_id).await.ok()?;
+        (volume.replicas.len() == 1 && !volume.degraded).then_some(())
+    })
+    .await;
 }

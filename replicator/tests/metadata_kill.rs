@@ -39,6 +39,7 @@ fn command(writer: u64, count: u128) -> Command {
         data_address: String::new(),
         pool: None,
         class: None,
+        zone: None,
         boot: BootId(Uuid::from_u128(count)),
         process: EngineInstance::default(),
     })

@@ -18,6 +18,7 @@ pub struct State {
     pub nodes: Vec<Node>,
     pub leader: u64,
     pub ready: bool,
+    pub zone: String,
     pub capacity: GetCapacityResponse,
     pub last_capacity: Option<GetCapacityRequest>,
     pub last_create: Option<CreateVolumeRequest>,
@@ -173,6 +174,7 @@ impl Control for FakeControl {
         let volume = state.volumes.get_mut(&id).unwrap();
         volume.repl = request.repl;
         volume.priority_io = request.priority_io;
+        volume.placement = request.placement;
         volume.fs_type = request.fs_type;
         Ok(Response::new(volume.clone()))
     }
@@ -220,6 +222,21 @@ impl Control for FakeControl {
         let volume = state.volumes.get_mut(&volume_id).ok_or_else(|| no_volume(&volume_id))?;
         volume.size_bytes = volume.size_bytes.max(size_bytes);
         Ok(Response::new(volume.clone()))
+    }
+
+    async fn modify_volume(&self, request: Request<ModifyVolumeRequest>) -> Answer<Volume> {
+        let ModifyVolumeRequest { volume_id, repl, priority_io } = request.into_inner();
+        let mut state = self.enter("ModifyVolume").await?;
+        let volume = state.volumes.get_mut(&volume_id).ok_or_else(|| no_volume(&volume_id))?;
+        volume.repl = repl.unwrap_or(volume.repl);
+        if let Some(priority_io) = priority_io {
+            volume.priority_io = priority_io;
+        }
+        Ok(Response::new(volume.clone()))
+    }
+
+    async fn move_replica(&self, _: Request<MoveReplicaRequest>) -> Answer<Volume> {
+        Err(Status::unimplemented("not part of the fake"))
     }
 
     async fn get_capacity(
@@ -299,6 +316,7 @@ impl Control for FakeControl {
             name: "n1".into(),
             leader: state.leader,
             ready: state.ready,
+            zone: state.zone.clone(),
             ..GetNodeResponse::default()
         }))
     }

@@ -54,7 +54,7 @@ impl Fixture {
         let files = files(directory.path());
         let fake = FakeControl::new(directory.path().to_owned(), files).serve().await;
         let client = Client::new([&fake.endpoint]).unwrap();
-        let identity = NodeIdentity { name: "n1".into(), max_volumes: 128 };
+        let identity = NodeIdentity { name: "n1".into(), id: 1, max_volumes: 128, alpha: true };
         Self { service: NodeService::new(client, identity), fake, directory, frozen: None }
     }
 

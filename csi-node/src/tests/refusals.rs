@@ -3,6 +3,7 @@
 use super::fixture::{Fixture, block, mount, run};
 use proto::csi::node_server::Node;
 use proto::csi::*;
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use tonic::{Code, Request};
@@ -246,7 +247,14 @@ async fn what_the_node_says_of_itself() {
     let info = info.into_inner();
     assert_eq!((info.node_id.as_str(), info.max_volumes_per_node), ("n1", 128));
     let segments = info.accessible_topology.unwrap().segments;
-    assert_eq!(segments.get("holdfast.dev/node").map(String::as_str), Some("n1"));
+    let topology = |pairs: &[(&str, &str)]| -> HashMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    };
+    assert_eq!(segments, topology(&[("holdfast.dev/node", "n1")]), "without a zone");
+    node.fake.control.state().zone = "a".into();
+    let info = node.service.node_get_info(Request::new(NodeGetInfoRequest {})).await.unwrap();
+    let segments = info.into_inner().accessible_topology.unwrap().segments;
+    assert_eq!(segments, topology(&[("holdfast.dev/node", "n1"), ("holdfast.dev/zone", "a")]));
     let request = Request::new(NodeGetCapabilitiesRequest {});
     let answer = node.service.node_get_capabilities(request).await.unwrap().into_inner();
     let kinds: Vec<i32> = answer
@@ -257,6 +265,45 @@ async fn what_the_node_says_of_itself() {
             None => -1,
         })
         .collect();
-    // STAGE_UNSTAGE_VOLUME, GET_VOLUME_STATS, EXPAND_VOLUME, SINGLE_NODE_MULTI_WRITER.
-    assert_eq!(kinds, [1, 2, 3, 5]);
+    // STAGE_UNSTAGE_VOLUME, GET_VOLUME_STATS, EXPAND_VOLUME, SINGLE_NODE_MULTI_WRITER; and alpha:
+    // GET_VOLUME_HEALTH, GET_STORAGE_HEALTH.
+    assert_eq!(kinds, [1, 2, 3, 5, 7, 8]);
+}
+
+#[tokio::test]
+async fn health_of_volumes_and_of_the_node() {
+    let node = Fixture::without_devices().await;
+    let ask = |id: &str, path: &str| {
+        let request = NodeGetVolumeHealthRequest {
+            volume_id: id.into(),
+            volume_publish_path: path.into(),
+            staging_target_path: String::new(),
+        };
+        node.service.node_get_volume_health(Request::new(request))
+    };
+    for (id, path, code) in [
+        ("", "", Code::InvalidArgument),
+        (ID, "/a/../b", Code::InvalidArgument),
+        ("foobar", "", Code::NotFound),
+        (ID, "/a", Code::NotFound),
+    ] {
+        assert_eq!(ask(id, path).await.unwrap_err().code(), code, "{id:?} {path:?}");
+    }
+    let attachment = client::api::Attachment { failed: true, epoch: 3, ..Default::default() };
+    node.fake.control.state().attachments.insert(ID.to_owned(), attachment);
+    let health = ask(ID, "/a").await.unwrap().into_inner().volume_health.unwrap();
+    assert_eq!(health.volume_id, ID);
+    assert_eq!(health.health_statuses[0].status(), VolumeHealthErrorType::Inaccessible);
+
+    let storage = || async {
+        let request = Request::new(NodeGetStorageHealthRequest::default());
+        let answer = node.service.node_get_storage_health(request).await.unwrap().into_inner();
+        answer.backend_health.into_iter().map(|entry| entry.reason).collect::<Vec<_>>()
+    };
+    assert!(storage().await.is_empty());
+    node.fake.control.state().ready = false;
+    assert_eq!(storage().await, ["NotReady"]);
+    let down = (Code::Unavailable, "down".to_owned());
+    node.fake.control.state().refuse.insert("GetNode", down);
+    assert_eq!(storage().await, ["ReplicatorUnreachable"]);
 }

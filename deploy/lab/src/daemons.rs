@@ -144,6 +144,7 @@ fn arguments(layout: &Layout, state: &State, node: u64, daemon: &str) -> Vec<OsS
             Layout::node_name(node),
             "--node-id".into(),
             node.to_string(),
+            "--alpha".into(),
         ],
         CSI_CONTROLLER => {
             // The replicator beside it first, then the others.
@@ -155,6 +156,7 @@ fn arguments(layout: &Layout, state: &State, node: u64, daemon: &str) -> Vec<OsS
                 unix(layout.controller_socket(node)),
                 "--replicators".into(),
                 all.join(","),
+                "--alpha".into(),
             ]
         }
         _ => vec!["--config".into(), config_file(layout, node).display().to_string()],

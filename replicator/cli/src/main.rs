@@ -3,6 +3,7 @@
 
 mod cluster;
 mod output;
+mod replica;
 mod target;
 mod volume;
 
@@ -37,6 +38,9 @@ enum Command {
     /// Volumes: make, show, attach, grow, compare, delete.
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
+    /// Copies of volumes: where they are.
+    #[command(subcommand)]
+    Replica(replica::ReplicaCommand),
     /// What happened: node losses, fences, replicas going and coming back.
     Events(cluster::EventsArguments),
     /// A cluster of several nodes on this machine.
@@ -63,6 +67,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::Cluster(command) => cluster::cluster(&target, command, output).await,
         Command::Node(command) => cluster::node(&target, command, output).await,
         Command::Volume(command) => volume::volume(&target, command, output).await,
+        Command::Replica(command) => replica::replica(&target, command, output).await,
         Command::Events(arguments) => cluster::events(&target, arguments, output).await,
         Command::Lab(arguments) => lab::command::run(arguments).await,
     }

@@ -4,7 +4,7 @@ use crate::output::{Output, Table, parse_size, size};
 use crate::target::Target;
 use anyhow::Result;
 use client::Client;
-use client::api::{Attachment, CreateVolumeRequest, Volume, VolumeState};
+use client::api::{Attachment, CreateVolumeRequest, ModifyVolumeRequest, Volume, VolumeState};
 use serde_json::{Value, json};
 
 /// Volumes per page of a listing.
@@ -32,6 +32,20 @@ pub enum VolumeCommand {
         /// Nodes for the first copies if they have room, comma-separated.
         #[arg(long, value_delimiter = ',')]
         prefer: Vec<u64>,
+        /// "local": to be used on nodes that hold a copy only, the first on a node of --prefer.
+        #[arg(long, default_value = "")]
+        placement: String,
+    },
+    /// Changes how many copies a volume has, or the class of their pools, while it is in use.
+    Modify {
+        /// Id or name.
+        volume: String,
+        /// How many copies, 1 to 3.
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=3))]
+        repl: Option<u32>,
+        /// Class of the pools: high, medium, low; "" for any.
+        #[arg(long)]
+        priority_io: Option<String>,
     },
     /// Shows all volumes.
     List,
@@ -82,7 +96,7 @@ pub enum VolumeCommand {
 pub async fn volume(target: &Target, command: VolumeCommand, output: Output) -> Result<()> {
     let client = target.client()?;
     match command {
-        VolumeCommand::Create { name, size, repl, priority_io, fs_type, prefer } => {
+        VolumeCommand::Create { name, size, repl, priority_io, fs_type, prefer, placement } => {
             let request = CreateVolumeRequest {
                 name,
                 size_bytes: size,
@@ -90,8 +104,14 @@ pub async fn volume(target: &Target, command: VolumeCommand, output: Output) -> 
                 priority_io,
                 fs_type,
                 preferred_nodes: prefer,
+                placement,
             };
             show(&client.create_volume(request).await?, output)
+        }
+        VolumeCommand::Modify { volume, repl, priority_io } => {
+            let volume_id = client.find_volume(&volume).await?.volume_id;
+            let request = ModifyVolumeRequest { volume_id, repl, priority_io };
+            show(&client.modify_volume(request).await?, output)
         }
         VolumeCommand::List => list(&client, output).await,
         VolumeCommand::Get { volume } => show(&client.find_volume(&volume).await?, output),
@@ -137,7 +157,11 @@ async fn list(client: &Client, output: Output) -> Result<()> {
     output.show(&Value::from(json), || table(&volumes))
 }
 
-fn show(volume: &Volume, output: Output) -> Result<()> {
+/// Prints a volume.
+///
+/// # Errors
+/// If standard output is closed.
+pub fn show(volume: &Volume, output: Output) -> Result<()> {
     output.show(&volume_json(volume), || table(core::slice::from_ref(volume)))
 }
 
@@ -218,8 +242,9 @@ pub fn table(volumes: &[Volume]) -> Table {
                     "in sync" => "",
                     standing => standing,
                 };
+                let leaving = if replica.leaving { " leaving" } else { "" };
                 format!(
-                    "{}{mark}{}{state}",
+                    "{}{mark}{}{state}{leaving}",
                     replica.node_name,
                     if state.is_empty() { "" } else { " " }
                 )
@@ -253,6 +278,7 @@ pub fn volume_json(volume: &Volume) -> Value {
                 "in_sync": replica.in_sync,
                 "state": replica.state,
                 "standing": replica.standing,
+                "leaving": replica.leaving,
             })
         })
         .collect();
@@ -263,6 +289,7 @@ pub fn volume_json(volume: &Volume) -> Value {
         "repl": volume.repl,
         "priority_io": volume.priority_io,
         "fs_type": volume.fs_type,
+        "placement": volume.placement,
         "state": state_word(volume),
         "epoch": volume.epoch,
         "isr_version": volume.isr_version,

@@ -7,9 +7,9 @@ use crate::api::{
     CompareReplicasResponse, CreateVolumeRequest, DeleteVolumeRequest, DetachVolumeRequest, Event,
     ExpandVolumeRequest, GetAttachmentRequest, GetCapacityRequest, GetCapacityResponse,
     GetClusterRequest, GetClusterResponse, GetNodeRequest, GetNodeResponse, GetVolumeRequest,
-    HeartbeatRequest, HeartbeatResponse, ListVolumesRequest, ListVolumesResponse, ProposeRequest,
-    ProposeResponse, RemoveNodeRequest, ResizeDeviceRequest, Volume, WatchEventsRequest,
-    get_volume_request::By,
+    HeartbeatRequest, HeartbeatResponse, ListVolumesRequest, ListVolumesResponse,
+    ModifyVolumeRequest, MoveReplicaRequest, ProposeRequest, ProposeResponse, RemoveNodeRequest,
+    ResizeDeviceRequest, Volume, WatchEventsRequest, get_volume_request::By,
 };
 use crate::route::Scope;
 use crate::{ATTACH_DEADLINE, Client, Error, MAX_MESSAGE};
@@ -93,6 +93,16 @@ impl Client {
         let starting_after = starting_after.to_owned();
         let request = ListVolumesRequest { max_entries, starting_after };
         call!(self, "ListVolumes", Leader, Duration::ZERO, control.list_volumes, request)
+    }
+
+    /// Changes how many copies a volume has, and of which class.
+    pub async fn modify_volume(&self, request: ModifyVolumeRequest) -> Result<Volume, Error> {
+        call!(self, "ModifyVolume", Leader, Duration::ZERO, control.modify_volume, request)
+    }
+
+    /// Moves a copy of a volume to another node.
+    pub async fn move_replica(&self, request: MoveReplicaRequest) -> Result<Volume, Error> {
+        call!(self, "MoveReplica", Leader, Duration::ZERO, control.move_replica, request)
     }
 
     /// Grows a volume to at least `size_bytes` (R25).

@@ -31,6 +31,8 @@ pub struct NodeInfo {
     pub pool: Option<PoolInfo>,
     /// Class of the pool, `None` if it has none.
     pub class: Option<PoolClass>,
+    /// Where it stands: what fails together. `None`: nothing is known.
+    pub zone: Option<String>,
     /// Boot of the host (R9).
     pub boot: BootId,
     /// One run of the daemon: a new one has no engines (R14).
@@ -101,6 +103,8 @@ pub enum Command {
         class: Option<PoolClass>,
         /// Filesystem, remembered for stage.
         fs_type: Option<FsType>,
+        /// It is to be used on nodes that hold a copy only.
+        pinned: bool,
         /// Where its replicas go, `repl` of them on different nodes.
         replicas: Vec<NewReplica>,
     },
@@ -127,6 +131,37 @@ pub enum Command {
     /// Gives up a replica that is not in the ISR; its node then deletes it (R27). The ISR must be the
     /// one that the proposer saw: one that shrank since may need the replica again.
     RemoveReplica {
+        /// The volume.
+        volume: VolumeId,
+        /// The replica.
+        replica: ReplicaId,
+        /// The version that the proposer saw.
+        isr_version: IsrVersion,
+    },
+    /// Changes how many copies a volume wants, or of which class; the leader then adds, moves and
+    /// releases replicas. `None`: stays as it is.
+    ModifyVolume {
+        /// The volume.
+        volume: VolumeId,
+        /// Copies, 1-3.
+        repl: Option<u32>,
+        /// Pool class; `Some(None)`: any.
+        class: Option<Option<PoolClass>>,
+    },
+    /// Replaces an in-sync replica by one elsewhere: `to` is made and resynced, and only then may `from`
+    /// be released.
+    MoveReplica {
+        /// The volume.
+        volume: VolumeId,
+        /// Who leaves.
+        from: ReplicaId,
+        /// Who comes instead.
+        to: NewReplica,
+    },
+    /// Takes a replica out of the ISR that the volume can do without, and has its node delete it: as many
+    /// others as are wanted are in sync on nodes that are up. The engine need not be asked: it goes on
+    /// writing to more replicas than count until it learns of it.
+    ReleaseReplica {
         /// The volume.
         volume: VolumeId,
         /// The replica.

@@ -6,6 +6,7 @@
 use crate::command::PoolInfo;
 use crate::state::{Lifecycle, Node, NodeStatus, PoolClass, ReplicaState, State};
 use core::cmp::Reverse;
+use std::collections::BTreeMap;
 use thiserror::Error;
 use types::NodeId;
 
@@ -24,6 +25,12 @@ pub enum PlacementError {
         eligible: u32,
         /// Pool class wanted.
         class: Option<PoolClass>,
+    },
+    /// The nodes that the first copy has to go to have no room, are not up, or are not there.
+    #[error("none of the nodes that the first copy is pinned to can take {size} bytes")]
+    NotThere {
+        /// Bytes of the volume.
+        size: u64,
     },
     /// Enough nodes, but not enough of them have room.
     #[error("{size} bytes are wanted on {wanted} nodes; the largest volume that fits is {largest}")]
@@ -48,9 +55,18 @@ pub struct Request {
     pub class: Option<PoolClass>,
     /// The first replica goes to the first of these that has room.
     pub preferred: Vec<NodeId>,
+    /// The first replica goes to one of `preferred` or nowhere.
+    pub pinned: bool,
     /// Never here (they have a replica of the volume already).
     pub exclude: Vec<NodeId>,
+    /// Hold other replicas of the volume: in other zones than these stand in, if there are any.
+    pub apart_from: Vec<NodeId>,
+    /// What is really free.
+    pub free: Free,
 }
+
+/// Free bytes of pools, of the nodes that said so lately.
+pub type Free = BTreeMap<NodeId, u64>;
 
 /// Bytes that all volumes together may come to need on `node`.
 #[must_use]
@@ -84,25 +100,37 @@ pub(crate) fn ineligible(node: &Node, class: Option<PoolClass>) -> Option<&'stat
     }
 }
 
-fn rooms(state: &State, class: Option<PoolClass>, exclude: &[NodeId]) -> Vec<(u64, NodeId)> {
+/// Nodes with what may be placed on them, most first: what may still be promised, and never more than
+/// [`OVERCOMMIT`] times what is really free.
+fn rooms(
+    state: &State,
+    class: Option<PoolClass>,
+    exclude: &[NodeId],
+    free: &Free,
+) -> Vec<(u64, NodeId)> {
+    let room = |node: &Node| {
+        let free = free.get(&node.node).map_or(u64::MAX, |free| free.saturating_mul(OVERCOMMIT));
+        room(state, node).min(free)
+    };
     let mut rooms: Vec<(u64, NodeId)> = state
         .nodes
         .values()
         .filter(|n| !exclude.contains(&n.node) && ineligible(n, class).is_none())
-        .map(|n| (room(state, n), n.node))
+        .map(|n| (room(n), n.node))
         .collect();
     rooms.sort_by_key(|(room, node)| (Reverse(*room), *node));
     rooms
 }
 
-/// Chooses `repl` different nodes, the first preferred one with room first, then those with the
-/// most room.
+/// Chooses `repl` different nodes: the first preferred one with room first, then those with the most
+/// room in zones that hold no replica yet, then those with the most room. A node without a zone counts
+/// as one that stands alone.
 ///
 /// # Errors
 /// [`PlacementError`], saying what there is too little of.
 pub fn place(state: &State, request: &Request) -> Result<Vec<NodeId>, PlacementError> {
     let wanted = request.repl;
-    let rooms = rooms(state, request.class, &request.exclude);
+    let rooms = rooms(state, request.class, &request.exclude, &request.free);
     if rooms.len() < wanted as usize {
         let eligible = u32::try_from(rooms.len()).unwrap_or(u32::MAX);
         return Err(PlacementError::TooFewNodes { wanted, eligible, class: request.class });
@@ -111,13 +139,25 @@ pub fn place(state: &State, request: &Request) -> Result<Vec<NodeId>, PlacementE
     if largest < request.size {
         return Err(PlacementError::NoRoom { wanted, size: request.size, largest });
     }
-    let mut chosen: Vec<NodeId> =
+    let mut fitting: Vec<NodeId> =
         rooms.iter().filter(|(room, _)| *room >= request.size).map(|(_, node)| *node).collect();
-    if let Some(first) = request.preferred.iter().find(|node| chosen.contains(node)) {
-        chosen.retain(|node| node != first);
-        chosen.insert(0, *first);
+    let first = request.preferred.iter().copied().find(|node| fitting.contains(node));
+    if request.pinned && first.is_none() {
+        return Err(PlacementError::NotThere { size: request.size });
     }
-    chosen.truncate(wanted as usize);
+    let zone = |node: &NodeId| state.nodes.get(node).and_then(|node| node.zone.as_deref());
+    let mut taken: Vec<&str> = request.apart_from.iter().filter_map(zone).collect();
+    let mut chosen = Vec::new();
+    let mut next = first;
+    while chosen.len() < wanted as usize {
+        let apart = || fitting.iter().find(|n| zone(n).is_none_or(|zone| !taken.contains(&zone)));
+        let Some(node) = next.take().or_else(|| apart().or(fitting.first()).copied()) else {
+            break;
+        };
+        fitting.retain(|other| *other != node);
+        taken.extend(zone(&node));
+        chosen.push(node);
+    }
     Ok(chosen)
 }
 
@@ -137,9 +177,10 @@ pub fn capacity(
     class: Option<PoolClass>,
     repl: u32,
     node: Option<NodeId>,
+    free: &Free,
 ) -> Capacity {
     let Some(others) = repl.checked_sub(1) else { return Capacity::default() };
-    let mut rooms = rooms(state, class, &[]);
+    let mut rooms = rooms(state, class, &[], free);
     if let Some(node) = node {
         // Every volume has a copy there: its room bounds both figures.
         let Some(at) = rooms.iter().position(|(_, n)| *n == node) else {

@@ -116,6 +116,8 @@ pub struct Node {
     pub pool: Option<PoolInfo>,
     /// Class of its pool.
     pub class: Option<PoolClass>,
+    /// Its zone.
+    pub zone: Option<String>,
     /// Boot of its host.
     pub boot: BootId,
     /// Run of its daemon.
@@ -135,6 +137,7 @@ impl Node {
             data_address: self.data_address.clone(),
             pool: self.pool,
             class: self.class,
+            zone: self.zone.clone(),
             boot: self.boot,
             process: self.process,
         }
@@ -180,6 +183,8 @@ pub struct Replica {
     pub state: ReplicaState,
     /// Bytes it can hold (thin).
     pub size: u64,
+    /// It is to be released once as many others are in sync as are wanted.
+    pub leaving: bool,
 }
 
 /// Life of a volume.
@@ -285,6 +290,8 @@ pub struct Volume {
     pub class: Option<PoolClass>,
     /// Filesystem wanted.
     pub fs_type: Option<FsType>,
+    /// It is to be used on nodes that hold a copy only.
+    pub pinned: bool,
     /// Its life.
     pub lifecycle: Lifecycle,
     /// The highest epoch granted.

@@ -7,6 +7,7 @@ use crate::fence::{self, Action};
 use crate::liveness::{LOST_AFTER, Monitor};
 use crate::replace::{self, Absence};
 use core::time::Duration;
+use metadata::placement::Free;
 use metadata::{Command, MAX_VOTERS, NodeInfo, NodeStatus, State};
 use std::collections::BTreeMap;
 use types::{Instant, NodeId, VolumeId};
@@ -58,6 +59,12 @@ impl Roll {
         self.nodes.get(&node).map(|(_, free)| *free)
     }
 
+    /// Free bytes of the pools, as far as their nodes spoke to this leader.
+    #[must_use]
+    pub fn free(&self) -> Free {
+        self.nodes.iter().map(|(node, (_, free))| (*node, *free)).collect()
+    }
+
     /// Whether `node` has been silent for [`LOST_AFTER`].
     #[must_use]
     pub fn is_silent(&self, node: NodeId, now: Instant) -> bool {
@@ -88,7 +95,7 @@ impl Roll {
     /// Which replicas are to be added and given up (R27). To be called several times a second.
     pub fn replacements(&mut self, state: &State, now: Instant) -> Vec<replace::Action> {
         self.absence.look(state.nodes.keys().copied().filter(|node| state.is_lost(*node)), now);
-        replace::plan(state, &self.absence.at_least(self.replace_after))
+        replace::plan(state, &self.absence.at_least(self.replace_after), &self.free())
     }
 
     /// What the leader, node `here`, has to do. To be called several times a second.
@@ -106,11 +113,7 @@ impl Roll {
             steps.push((Key::Volume(action.volume()), Step::Fencing(action)));
         }
         for action in self.replacements(state, now) {
-            let key = match action {
-                replace::Action::Add { .. } => Key::Add,
-                replace::Action::Remove { volume, .. } => Key::Remove(volume),
-            };
-            steps.push((key, Step::Replace(action)));
+            steps.push((Key::of(&action), Step::Replace(action)));
         }
         if let Some(learner) = promotable(state) {
             steps.push((Key::Membership, Step::Promote(learner)));
@@ -135,6 +138,19 @@ pub enum Key {
     Remove(VolumeId),
     /// The Raft membership.
     Membership,
+}
+
+impl Key {
+    /// What [`Step::Replace`] with this action has to wait for.
+    #[must_use]
+    pub const fn of(action: &replace::Action) -> Self {
+        match action {
+            replace::Action::Add { .. } | replace::Action::Move { .. } => Self::Add,
+            replace::Action::Remove { volume, .. } | replace::Action::Release { volume, .. } => {
+                Self::Remove(*volume)
+            }
+        }
+    }
 }
 
 /// A step and what it needs.

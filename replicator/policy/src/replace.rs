@@ -1,10 +1,11 @@
-//! Which replicas are replaced on other nodes (R27): pure functions of the applied state and of how
-//! long each node has been lost.
+//! Which replicas are added, moved and given up (R27, and when the wish for a volume changes): pure
+//! functions of the applied state and of how long each node has been lost.
 //!
 //! Grow before shrink: a replacement is added outside the ISR, the volume's engine copies it whole
 //! and grows the ISR (R5), and only when as many sound replicas are in sync as the volume wants is
 //! the rest given up. So a replica is never removed for one that is not complete, and whichever is
-//! in sync first is kept: the replacement, or the old one that came back.
+//! in sync first is kept: the replacement, or the old one that came back. A replica that is moved
+//! (`leaving`) counts for the ISR as ever, but no longer as one of those that are wanted.
 //!
 //! Only an attached volume gets a replacement: nobody else reads its data, so nobody could fill it
 //! (see docs/decisions/0011-replacing-replicas.md).
@@ -14,8 +15,10 @@ mod tests;
 
 use crate::liveness::STALL;
 use core::time::Duration;
-use metadata::placement::{Request, place};
-use metadata::{Attachment, Lifecycle, NodeStatus, Replica, ReplicaState, State, Volume};
+use metadata::placement::{Free, Request, place};
+use metadata::{
+    Attachment, Command, Lifecycle, NewReplica, NodeStatus, Replica, ReplicaState, State, Volume,
+};
 use std::collections::BTreeMap;
 use types::{Instant, IsrVersion, NodeId, ReplicaId, VolumeId};
 
@@ -50,8 +53,7 @@ impl Absence {
     }
 }
 
-/// One step towards a volume's wanted number of copies; repeating one that was done changes
-/// nothing.
+/// One step towards the copies that a volume wants; repeating one that was done changes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Add a replica on `node`.
@@ -59,6 +61,15 @@ pub enum Action {
         /// The volume.
         volume: VolumeId,
         /// Where there is most room.
+        node: NodeId,
+    },
+    /// Replace an in-sync replica whose pool is not of the class that the volume wants.
+    Move {
+        /// The volume.
+        volume: VolumeId,
+        /// The replica.
+        from: ReplicaId,
+        /// Where there is most room in a pool of that class.
         node: NodeId,
     },
     /// Give up a replica that is outside a full ISR.
@@ -70,6 +81,15 @@ pub enum Action {
         /// The ISR that does without it.
         isr_version: IsrVersion,
     },
+    /// Give up a replica of an ISR that is full without it.
+    Release {
+        /// The volume.
+        volume: VolumeId,
+        /// The replica.
+        replica: ReplicaId,
+        /// The ISR that can do without it.
+        isr_version: IsrVersion,
+    },
 }
 
 impl Action {
@@ -77,54 +97,156 @@ impl Action {
     #[must_use]
     pub const fn volume(&self) -> VolumeId {
         match self {
-            Self::Add { volume, .. } | Self::Remove { volume, .. } => *volume,
+            Self::Add { volume, .. }
+            | Self::Move { volume, .. }
+            | Self::Remove { volume, .. }
+            | Self::Release { volume, .. } => *volume,
+        }
+    }
+
+    /// The command that carries it out; `new` makes ids for a replica.
+    pub fn command(self, new: impl FnOnce(NodeId) -> NewReplica) -> Command {
+        match self {
+            Self::Add { volume, node } => Command::AddReplica { volume, replica: new(node) },
+            Self::Move { volume, from, node } => {
+                Command::MoveReplica { volume, from, to: new(node) }
+            }
+            Self::Remove { volume, replica, isr_version } => {
+                Command::RemoveReplica { volume, replica, isr_version }
+            }
+            Self::Release { volume, replica, isr_version } => {
+                Command::ReleaseReplica { volume, replica, isr_version }
+            }
         }
     }
 }
 
 /// The next step for every volume that needs one and can have one; the nodes `gone` have been lost
-/// for so long that their replicas are to be replaced.
+/// for so long that their replicas are to be replaced, and `free` is what pools really have.
 #[must_use]
-pub fn plan(state: &State, gone: &[NodeId]) -> Vec<Action> {
-    state.volumes.values().filter_map(|volume| step(state, volume, gone)).collect()
+pub fn plan(state: &State, gone: &[NodeId], free: &Free) -> Vec<Action> {
+    let step = |volume| View { state, volume }.step(gone, free);
+    state.volumes.values().filter_map(step).collect()
 }
 
-fn step(state: &State, volume: &Volume, gone: &[NodeId]) -> Option<Action> {
-    if volume.lifecycle != Lifecycle::Live {
-        return None;
+/// One volume in its cluster.
+#[derive(Clone, Copy)]
+struct View<'s> {
+    state: &'s State,
+    volume: &'s Volume,
+}
+
+impl<'s> View<'s> {
+    fn replicas(self) -> impl Iterator<Item = &'s Replica> {
+        self.volume.replicas.values()
     }
-    let replicas = || volume.replicas.values();
-    let in_isr = |replica: &Replica| volume.isr.contains(&replica.replica);
-    let up = |node: NodeId| state.nodes.get(&node).is_some_and(|n| n.status == NodeStatus::Up);
-    let sound = |r: &&Replica| in_isr(r) && r.state == ReplicaState::Ready && up(r.node);
-    let wanted = volume.repl as usize;
-    let in_sync = replicas().filter(sound).count();
-    if in_sync >= wanted {
-        let surplus = |r: &&Replica| !in_isr(r) && r.state != ReplicaState::Deleting;
-        return replicas().find(surplus).map(|replica| Action::Remove {
-            volume: volume.volume,
-            replica: replica.replica,
-            isr_version: volume.isr_version,
-        });
+
+    fn up(self, node: NodeId) -> bool {
+        self.state.nodes.get(&node).is_some_and(|n| n.status == NodeStatus::Up)
     }
-    let Attachment::Attached { node, .. } = volume.attachment else { return None };
-    if in_sync == 0 || !up(node) {
-        return None;
+
+    fn in_isr(self, replica: &Replica) -> bool {
+        self.volume.isr.contains(&replica.replica)
     }
-    let hopeful = |r: &&Replica| match r.state {
-        ReplicaState::Creating | ReplicaState::Ready => !gone.contains(&r.node),
-        ReplicaState::Failed | ReplicaState::Deleting => false,
-    };
-    if replicas().filter(hopeful).count() >= wanted {
-        return None;
+
+    /// In sync and within reach.
+    fn sound(self, replica: &Replica) -> bool {
+        self.in_isr(replica) && replica.state == ReplicaState::Ready && self.up(replica.node)
     }
-    let request = Request {
-        size: volume.reserved(),
-        repl: 1,
-        class: volume.class,
-        exclude: replicas().map(|replica| replica.node).collect(),
-        ..Request::default()
-    };
-    let node = *place(state, &request).ok()?.first()?;
-    Some(Action::Add { volume: volume.volume, node })
+
+    /// One of the copies that are wanted, as far as anybody knows.
+    fn stays(self, replica: &Replica) -> bool {
+        self.sound(replica) && !replica.leaving
+    }
+
+    fn of_class(self, replica: &Replica) -> bool {
+        let class = self.state.nodes.get(&replica.node).and_then(|node| node.class);
+        self.volume.class.is_none() || self.volume.class == class
+    }
+
+    fn step(self, gone: &[NodeId], free: &Free) -> Option<Action> {
+        if self.volume.lifecycle != Lifecycle::Live {
+            return None;
+        }
+        let staying = self.replicas().filter(|r| self.stays(r)).count();
+        if staying >= self.volume.repl as usize {
+            return self.give_up(staying).or_else(|| self.change_class(free));
+        }
+        // Only an engine can fill a replica, from one that it can reach.
+        if self.holder().is_none() || !self.replicas().any(|r| self.sound(r)) {
+            return None;
+        }
+        let hopeful = |r: &&Replica| match r.state {
+            ReplicaState::Creating | ReplicaState::Ready => !r.leaving && !gone.contains(&r.node),
+            ReplicaState::Failed | ReplicaState::Deleting => false,
+        };
+        if self.replicas().filter(hopeful).count() >= self.volume.repl as usize {
+            return None;
+        }
+        let apart_from = self.replicas().filter(hopeful).map(|r| r.node).collect();
+        let node = self.place(apart_from, free)?;
+        Some(Action::Add { volume: self.volume.volume, node })
+    }
+
+    /// The node where the volume is attached, if that is up.
+    fn holder(self) -> Option<NodeId> {
+        match self.volume.attachment {
+            Attachment::Attached { node, .. } => Some(node).filter(|node| self.up(*node)),
+            _ => None,
+        }
+    }
+
+    /// As many as are wanted stay: what is there beside them?
+    fn give_up(self, staying: usize) -> Option<Action> {
+        let (volume, isr_version) = (self.volume.volume, self.volume.isr_version);
+        let surplus = |r: &&Replica| !self.in_isr(r) && r.state != ReplicaState::Deleting;
+        if let Some(Replica { replica, .. }) = self.replicas().find(surplus).copied() {
+            return Some(Action::Remove { volume, replica, isr_version });
+        }
+        if !matches!(self.volume.attachment, Attachment::Attached { .. } | Attachment::Detached) {
+            return None;
+        }
+        let spare = staying > self.volume.repl as usize;
+        let dispensable = |r: &&Replica| self.in_isr(r) && (spare || !self.stays(r));
+        let crowded = |r: &Replica| {
+            let zone = |r: &Replica| self.state.nodes.get(&r.node)?.zone.as_deref();
+            let there = |other: &Replica| other.replica != r.replica && zone(other) == zone(r);
+            zone(r).is_some() && self.replicas().any(there)
+        };
+        let room = |r: &Replica| {
+            let node = self.state.nodes.get(&r.node);
+            node.map_or(0, |node| metadata::placement::room(self.state, node))
+        };
+        // The first one in this order goes.
+        let order = |r: &&Replica| {
+            let local = self.volume.attachment.holder() == Some(r.node);
+            let stays = self.stays(r);
+            (stays, stays && self.of_class(r), local, !crowded(r), room(r), r.replica)
+        };
+        let Replica { replica, .. } = *self.replicas().filter(dispensable).min_by_key(order)?;
+        Some(Action::Release { volume, replica, isr_version })
+    }
+
+    /// One replica after the other moves to a pool of the class that is wanted, if there is one.
+    fn change_class(self, free: &Free) -> Option<Action> {
+        self.holder()?;
+        let wrong = |r: &&Replica| self.stays(r) && !self.of_class(r);
+        let Replica { replica: from, .. } = *self.replicas().find(wrong)?;
+        let apart = self.replicas().filter(|r| r.replica != from).map(|r| r.node).collect();
+        let node = self.place(apart, free)?;
+        Some(Action::Move { volume: self.volume.volume, from, node })
+    }
+
+    fn place(self, apart_from: Vec<NodeId>, free: &Free) -> Option<NodeId> {
+        let request = Request {
+            size: self.volume.reserved(),
+            repl: 1,
+            class: self.volume.class,
+            exclude: self.replicas().map(|replica| replica.node).collect(),
+            apart_from,
+            free: free.clone(),
+            ..Request::default()
+        };
+        place(self.state, &request).ok()?.first().copied()
+    }
 }

@@ -33,6 +33,7 @@ pub(crate) fn info(node: u64) -> NodeInfo {
             bytes: 10 << 30,
         }),
         class: Some(PoolClass::Medium),
+        zone: None,
         boot: BootId(Uuid::from_u128(0x400)),
         process: EngineInstance(Uuid::from_u128(0x500 + u128::from(node))),
     }
@@ -80,6 +81,7 @@ impl Cluster {
             repl: u32::try_from(nodes.len()).unwrap(),
             class: None,
             fs_type: None,
+            pinned: false,
             replicas: nodes.iter().map(new).collect(),
         });
     }

@@ -11,6 +11,7 @@ control_address = "10.0.0.2"
 data_address = "10.0.0.2:7500"
 pool = "/dev/vdb"
 priority_io = "high"
+zone = "rack-7"
 log = "info,raft=debug"
 
 [[peers]]
@@ -35,6 +36,7 @@ fn a_whole_file_is_read() {
     assert_eq!(config.control_socket, Path::new("/var/lib/holdfast/control.sock"));
     assert_eq!(config.initial_voters(), [NodeId(1), NodeId(2)]);
     assert_eq!(config.priority_io, PoolClass::High);
+    assert_eq!(config.zone.as_deref(), Some("rack-7"));
     assert_eq!(config.replace_after.as_secs(), 300, "the default");
 }
 
@@ -82,6 +84,7 @@ fn refusals_name_key_value_and_what_is_accepted() {
         (|s| s.control_socket = Some(format!("/{}", "x".repeat(107)).into()), &["107 bytes"]),
         (|s| s.name = Some("Node_1".into()), &["name", "\"Node_1\"", "a-z"]),
         (|s| s.name = Some(String::new()), &["name", "\"\""]),
+        (|s| s.zone = Some("rack 7".into()), &["zone", "\"rack 7\"", "1 to 63 bytes"]),
         (
             |s| s.priority_io = Some("fast".into()),
             &["priority_io", "\"fast\"", "high, medium, low"],

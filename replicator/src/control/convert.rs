@@ -67,6 +67,7 @@ pub(super) fn volume(state: &State, volume: &Volume) -> api::Volume {
                 in_sync: volume.isr.contains(&replica.replica),
                 state: replica.state.as_str().to_owned(),
                 standing: standing(state, volume, replica).to_owned(),
+                leaving: replica.leaving,
             })
             .collect(),
         attached_node: attached.unwrap_or_default().0,
@@ -83,6 +84,7 @@ pub(super) fn volume(state: &State, volume: &Volume) -> api::Volume {
         fence_sealed_by_node: sealed_at
             .map(|replica| node_name(state, replica.node))
             .unwrap_or_default(),
+        placement: if volume.pinned { "local" } else { "" }.to_owned(),
     }
 }
 
@@ -107,6 +109,7 @@ pub(super) fn node(state: &State, node: &metadata::Node, free: Option<u64>) -> a
         pool_bytes: node.pool.map_or(0, |pool| pool.bytes),
         pool_free_bytes: free.unwrap_or(0),
         pool_id: node.pool.map(|pool| pool.id.to_string()).unwrap_or_default(),
+        zone: node.zone.clone().unwrap_or_default(),
     }
 }
 

@@ -55,5 +55,6 @@ fn request(node: &Node, free: u64) -> HeartbeatRequest {
         pool_free_bytes: free,
         priority_io: info.class.map(|class| class.to_string()).unwrap_or_default(),
         process_instance: info.process.to_string(),
+        zone: info.zone.unwrap_or_default(),
     }
 }

@@ -8,15 +8,15 @@ use super::status::CommandError;
 use super::steps::{Ended, Steps};
 use core::time::Duration;
 use futures::stream::{FuturesUnordered, StreamExt};
-use metadata::{Change, Command, NewReplica, NodeInfo, State};
+use metadata::placement::Free;
+use metadata::{Change, Command, NodeInfo, State};
 use policy::fence::{Action, Candidate, fence_instance};
 use policy::leader::{Key, Step};
 use policy::replace;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, timeout};
-use types::{Epoch, Incarnation, NodeId, ReplicaId, VolumeId};
-use uuid::Uuid;
+use types::{Epoch, NodeId, VolumeId};
 
 /// How often the leader looks at its timers.
 const ROUND: Duration = Duration::from_millis(100);
@@ -57,6 +57,12 @@ impl Roll {
     #[must_use]
     pub fn pool_free(&self, node: NodeId) -> Option<u64> {
         self.inner().pool_free(node)
+    }
+
+    /// Free bytes of the pools, as far as their nodes spoke to this leader.
+    #[must_use]
+    pub fn free(&self) -> Free {
+        self.inner().free()
     }
 
     fn restart(&self, replace_after: Duration) {
@@ -181,25 +187,13 @@ async fn declare_lost(node: &Node, lost: NodeId) -> Ended {
     command(node, Command::NodeLost { node: lost }).await
 }
 
-/// Adds or gives up a replica, if that is still due in a state that is surely this leader's (R6).
+/// Adds, moves or gives up a replica, if that is still due in a state that is surely this leader's (R6).
 async fn replace_replica(node: &Node, action: replace::Action) -> Ended {
     if !is_current(node).await || !node.roll.replacements(&node.meta.state()).contains(&action) {
         return Ended::Again;
     }
     tracing::info!(node = %node.config.node, ?action, "replacing a replica");
-    match action {
-        replace::Action::Add { volume, node: at } => {
-            let replica = NewReplica {
-                replica: ReplicaId(Uuid::new_v4()),
-                incarnation: Incarnation(Uuid::new_v4()),
-                node: at,
-            };
-            command(node, Command::AddReplica { volume, replica }).await
-        }
-        replace::Action::Remove { volume, replica, isr_version } => {
-            command(node, Command::RemoveReplica { volume, replica, isr_version }).await
-        }
-    }
+    command(node, action.command(super::new_replica)).await
 }
 
 /// Seals one of the candidates, whichever is first, and commits that (R7).

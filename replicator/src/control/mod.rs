@@ -32,7 +32,7 @@ use client::MAX_MESSAGE;
 use client::api::control_server::ControlServer;
 use client::api::peer_server::PeerServer;
 use core::time::Duration;
-use metadata::{NodeInfo, PoolInfo};
+use metadata::{NewReplica, NodeInfo, PoolInfo};
 use std::sync::Arc;
 use thiserror::Error;
 use tokio::net::{TcpListener, UnixListener};
@@ -43,7 +43,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 use transport::{Sender, Transport};
-use types::{BootId, EngineInstance, NodeId, Process};
+use types::{BootId, EngineInstance, Incarnation, NodeId, Process, ReplicaId};
 use uuid::Uuid;
 
 /// Pings of the server on idle connections, and how long they may stay unanswered: dead clients
@@ -80,6 +80,7 @@ impl Node {
             data_address: self.config.data_address.to_string(),
             pool: Some(self.pool),
             class: Some(self.config.priority_io),
+            zone: self.config.zone.clone(),
             boot: self.boot,
             process: self.process.run,
         }
@@ -87,6 +88,15 @@ impl Node {
 
     async fn pool_free(&self) -> u64 {
         self.data.pool().await.map_or(0, |pool| pool.free)
+    }
+}
+
+/// A replica that nobody has heard of yet, on `node`.
+fn new_replica(node: NodeId) -> NewReplica {
+    NewReplica {
+        replica: ReplicaId(Uuid::new_v4()),
+        incarnation: Incarnation(Uuid::new_v4()),
+        node,
     }
 }
 

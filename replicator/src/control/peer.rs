@@ -116,6 +116,7 @@ fn introduction(request: HeartbeatRequest) -> Result<(NodeInfo, u64), Status> {
         data_address: address("data_address", request.data_address)?,
         pool,
         class,
+        zone: Some(request.zone).filter(|zone| !zone.is_empty()),
         boot: id("boot_id", &request.boot_id)?,
         process: id("process_instance", &request.process_instance)?,
     };

@@ -55,6 +55,7 @@ fn register(node: u64) -> Command {
         data_address: "127.0.0.1:7421".into(),
         pool: Some(PoolInfo { id: PoolId(Uuid::from_u128(u128::from(node))), bytes: 10 << 30 }),
         class: None,
+        zone: None,
         boot: BootId(Uuid::from_u128(3)),
         process: EngineInstance(Uuid::from_u128(4)),
     })

@@ -299,7 +299,10 @@ impl Change {
             return Err(not_eligible(found, add, "it is smaller than the volume"));
         }
         // A replaced replica that came back and its replacement: the first one in is kept (R27).
-        if found.isr.len() >= found.repl as usize {
+        let counts = |id: &&ReplicaId| {
+            entry.leaving || found.replicas.get(*id).is_none_or(|member| !member.leaving)
+        };
+        if found.isr.iter().filter(counts).count() >= found.repl as usize {
             return Err(not_eligible(found, add, "as many replicas are in sync as are wanted"));
         }
         let found = self.volume(state, volume)?;

@@ -3,6 +3,7 @@
 
 mod attach;
 mod node;
+mod replica;
 mod volume;
 
 use crate::command::Command;
@@ -72,7 +73,16 @@ impl Change {
             Command::RemoveNode { node } => self.remove_node(state, *node),
             Command::NodeLost { node } => self.node_lost(state, *node),
             Command::NodeUp { node, boot, process } => self.node_up(state, *node, *boot, *process),
-            Command::CreateVolume { volume, name, size, repl, class, fs_type, replicas } => {
+            Command::CreateVolume {
+                volume,
+                name,
+                size,
+                repl,
+                class,
+                fs_type,
+                pinned,
+                replicas,
+            } => {
                 let wanted = volume::Wanted {
                     volume: *volume,
                     name,
@@ -80,6 +90,7 @@ impl Change {
                     repl: *repl,
                     class: *class,
                     fs_type: *fs_type,
+                    pinned: *pinned,
                 };
                 self.create_volume(state, &wanted, replicas)
             }
@@ -90,6 +101,15 @@ impl Change {
             Command::AddReplica { volume, replica } => self.add_replica(state, *volume, replica),
             Command::RemoveReplica { volume, replica, isr_version } => {
                 self.remove_replica(state, *volume, *replica, *isr_version)
+            }
+            Command::ModifyVolume { volume, repl, class } => {
+                self.modify_volume(state, *volume, *repl, *class)
+            }
+            Command::MoveReplica { volume, from, to } => {
+                self.move_replica(state, *volume, *from, to)
+            }
+            Command::ReleaseReplica { volume, replica, isr_version } => {
+                self.release_replica(state, *volume, *replica, *isr_version)
             }
             Command::DeleteVolume { volume } => self.delete_volume(state, *volume),
             Command::ReplicaDeleted { replica } => self.replica_deleted(state, *replica),

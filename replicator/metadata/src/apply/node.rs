@@ -40,6 +40,15 @@ impl Change {
     pub(super) fn register_node(&mut self, state: &mut State, info: &NodeInfo) -> Outcome {
         let node = info.node;
         check_name(state, node, &info.name)?;
+        if let Some(zone) = &info.zone
+            && (zone.is_empty() || zone.len() > 63 || zone.chars().any(char::is_control))
+        {
+            return Err(Refused::Invalid {
+                field: "zone".into(),
+                value: zone.chars().take(64).collect(),
+                accepted: "1 to 63 printable bytes".into(),
+            });
+        }
         let found = info.pool.map(|pool| pool.id);
         if let Some(known) = state.nodes.get(&node)
             && state.replicas_on(node).next().is_some()
@@ -75,6 +84,7 @@ impl Change {
             data_address: info.data_address.clone(),
             pool: info.pool,
             class: info.class,
+            zone: info.zone.clone(),
             boot: info.boot,
             process: info.process,
             status: NodeStatus::Up,
@@ -127,6 +137,7 @@ impl Change {
                 data_address: String::new(),
                 pool: None,
                 class: None,
+                zone: None,
                 boot: BootId::default(),
                 process: EngineInstance::default(),
                 status: NodeStatus::Unknown,

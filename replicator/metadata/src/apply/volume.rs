@@ -19,9 +19,10 @@ pub(super) struct Wanted<'a> {
     pub repl: u32,
     pub class: Option<PoolClass>,
     pub fs_type: Option<FsType>,
+    pub pinned: bool,
 }
 
-fn invalid(field: &str, value: impl ToString, accepted: impl Into<String>) -> Refused {
+pub(super) fn invalid(field: &str, value: impl ToString, accepted: impl Into<String>) -> Refused {
     Refused::Invalid { field: field.into(), value: value.to_string(), accepted: accepted.into() }
 }
 
@@ -69,12 +70,16 @@ impl Wanted<'_> {
         if self.fs_type != existing.fs_type {
             return Err(conflict("fstype", word(existing.fs_type), word(self.fs_type)));
         }
+        if self.pinned != existing.pinned {
+            let placement = |pinned| if pinned { "local" } else { "anywhere" }.to_owned();
+            return Err(conflict("placement", placement(existing.pinned), placement(self.pinned)));
+        }
         Ok(())
     }
 }
 
 /// Whether `new` may be placed, with room for `size` bytes.
-fn check_replica(
+pub(super) fn check_replica(
     state: &State,
     new: &NewReplica,
     size: u64,
@@ -126,6 +131,7 @@ impl Change {
                 node: new.node,
                 state: ReplicaState::Creating,
                 size: wanted.size,
+                leaving: false,
             };
             if map.insert(new.replica, replica).is_some() {
                 return Err(Refused::IdReused {
@@ -145,6 +151,7 @@ impl Change {
                 repl: wanted.repl,
                 class: wanted.class,
                 fs_type: wanted.fs_type,
+                pinned: wanted.pinned,
                 lifecycle: Lifecycle::Creating,
                 epoch: Epoch(0),
                 // All replicas start as zeros: identical.
@@ -221,76 +228,6 @@ impl Change {
         let reason: String = reason.chars().take(256).collect();
         self.event(state, EventKind::ReplicaFailed, about, Some(node), reason);
         self.settle_expansion(state, volume);
-        OK
-    }
-
-    pub(super) fn add_replica(
-        &mut self,
-        state: &mut State,
-        volume: VolumeId,
-        new: &NewReplica,
-    ) -> Outcome {
-        let found = find(state, volume)?;
-        if let Some(existing) = found.replicas.get(&new.replica)
-            && existing.incarnation == new.incarnation
-            && existing.node == new.node
-        {
-            return OK;
-        }
-        if found.lifecycle != Lifecycle::Live {
-            return Err(not_live(found));
-        }
-        if found.replicas.values().any(|r| r.node == new.node && r.state != ReplicaState::Deleting)
-        {
-            let reason = "it has a replica of the volume already".into();
-            return Err(Refused::BadPlacement { node: new.node, reason });
-        }
-        let size = found.reserved();
-        check_replica(state, new, size, found.class)?;
-        let found = self.volume(state, volume)?;
-        found.replicas.insert(
-            new.replica,
-            Replica {
-                replica: new.replica,
-                incarnation: new.incarnation,
-                node: new.node,
-                state: ReplicaState::Creating,
-                size,
-            },
-        );
-        let about = Some((volume, found.epoch));
-        let message = format!("replica {} is to be made and resynced", new.replica);
-        self.event(state, EventKind::ReplicaAdded, about, Some(new.node), message);
-        OK
-    }
-
-    pub(super) fn remove_replica(
-        &mut self,
-        state: &mut State,
-        volume: VolumeId,
-        replica: ReplicaId,
-        isr_version: IsrVersion,
-    ) -> Outcome {
-        let found = find(state, volume)?;
-        let Some(entry) = found.replicas.get(&replica) else { return OK };
-        if entry.state == ReplicaState::Deleting {
-            return OK;
-        }
-        if found.isr.contains(&replica) {
-            let reason = "it is in the ISR".into();
-            return Err(Refused::NotEligible { volume, replica, reason });
-        }
-        if found.isr_version != isr_version {
-            return Err(Refused::IsrChanged { volume, current: found.isr_version });
-        }
-        let found = self.volume(state, volume)?;
-        let about = Some((volume, found.epoch));
-        if let Some(entry) = found.replicas.get_mut(&replica) {
-            entry.state = ReplicaState::Deleting;
-            let node = entry.node;
-            let message = format!("replica {replica} is given up; its node deletes it");
-            self.event(state, EventKind::ReplicaRemoved, about, Some(node), message);
-        }
         OK
     }
 

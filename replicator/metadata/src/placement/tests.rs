@@ -19,6 +19,7 @@ fn cluster(nodes: &[(u64, Option<PoolClass>)]) -> State {
             data_address: String::new(),
             pool: (*gib > 0).then_some(pool),
             class: *class,
+            zone: None,
             boot: BootId::default(),
             process: EngineInstance::default(),
         };
@@ -41,6 +42,7 @@ fn fill(state: &mut State, node: u64, gib: u64) {
         repl: 1,
         class: None,
         fs_type: None,
+        pinned: false,
         replicas: vec![replica],
     };
     state.apply(state.applied + 1, 1, &command).outcome.unwrap();
@@ -90,7 +92,7 @@ fn refusals_say_what_there_is_too_little_of() {
 fn capacity_counts_copies_on_different_nodes() {
     let state = cluster(&[(10, None), (10, None), (30, Some(PoolClass::High))]);
     let of = |repl, node: Option<u64>| {
-        let capacity = capacity(&state, None, repl, node.map(NodeId));
+        let capacity = capacity(&state, None, repl, node.map(NodeId), &Free::new());
         (capacity.available / GIB, capacity.maximum_volume / GIB)
     };
     // Rooms are 100, 100 and 300 GiB.
@@ -103,9 +105,9 @@ fn capacity_counts_copies_on_different_nodes() {
     assert_eq!(of(2, Some(3)), (200, 100));
     assert_eq!(of(2, Some(1)), (100, 100));
     assert_eq!(of(1, Some(9)), (0, 0));
-    let high = capacity(&state, Some(PoolClass::High), 1, None);
+    let high = capacity(&state, Some(PoolClass::High), 1, None, &Free::new());
     assert_eq!(high.available, 300 * GIB);
-    assert_eq!(capacity(&state, Some(PoolClass::Low), 1, None), Capacity::default());
+    assert_eq!(capacity(&state, Some(PoolClass::Low), 1, None, &Free::new()), Capacity::default());
 }
 
 #[test]
@@ -115,5 +117,45 @@ fn what_may_be_placed_is_accepted_by_apply() {
     while let Ok(nodes) = place(&state, &request(3, 1)) {
         fill(&mut state, nodes[0].0, 3);
     }
-    assert!(capacity(&state, None, 1, None).maximum_volume < 3 * GIB);
+    assert!(capacity(&state, None, 1, None, &Free::new()).maximum_volume < 3 * GIB);
+}
+
+#[test]
+fn copies_go_to_different_zones_as_far_as_there_are_any() {
+    let mut state = cluster(&[(40, None), (30, None), (20, None), (10, None), (5, None)]);
+    for (node, zone) in [(1, "a"), (2, "a"), (3, "b"), (4, "b")] {
+        state.nodes.get_mut(&NodeId(node)).unwrap().zone = Some(zone.to_owned());
+    }
+    let of = |request: &Request| ids(place(&state, request).unwrap());
+    assert_eq!(of(&request(1, 2)), [1, 3], "2 has more room than 3, but stands beside 1");
+    assert_eq!(of(&request(1, 3)), [1, 3, 5], "a node without a zone stands alone");
+    assert_eq!(of(&request(60, 3)), [1, 3, 2], "5 has no room: better the same zone than none");
+    let prefer = Request { preferred: vec![NodeId(2)], ..request(1, 2) };
+    assert_eq!(of(&prefer), [2, 3]);
+    let beside = Request { apart_from: vec![NodeId(1)], exclude: vec![NodeId(1)], ..request(1, 1) };
+    assert_eq!(of(&beside), [3]);
+}
+
+#[test]
+fn a_pinned_first_copy_is_where_it_has_to_be_or_nowhere() {
+    let state = cluster(&[(10, None), (10, None), (20, None)]);
+    let pinned =
+        |node, gib| Request { preferred: vec![NodeId(node)], pinned: true, ..request(gib, 2) };
+    assert_eq!(ids(place(&state, &pinned(1, 1)).unwrap()), [1, 3]);
+    let size = GIB;
+    assert_eq!(place(&state, &pinned(9, 1)), Err(PlacementError::NotThere { size }));
+    let wanted = Request { preferred: vec![], ..pinned(1, 1) };
+    assert_eq!(place(&state, &wanted), Err(PlacementError::NotThere { size }));
+}
+
+#[test]
+fn a_pool_that_really_fills_up_gets_less() {
+    let state = cluster(&[(10, None), (20, None)]);
+    let free: Free = [(NodeId(2), GIB / 2)].into();
+    let wanted = Request { free: free.clone(), ..request(1, 1) };
+    assert_eq!(ids(place(&state, &wanted).unwrap()), [1]);
+    let both = Request { free: free.clone(), ..request(6, 2) };
+    let full = PlacementError::NoRoom { wanted: 2, size: 6 * GIB, largest: 5 * GIB };
+    assert_eq!(place(&state, &both), Err(full));
+    assert_eq!(capacity(&state, None, 2, None, &free).maximum_volume, 5 * GIB);
 }

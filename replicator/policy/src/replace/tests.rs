@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::testing::{Cluster, VOLUME, incarnation, info, replica};
-use metadata::{Command, NewReplica};
+use metadata::{Command, NewReplica, NodeInfo, PoolClass};
 
 /// Milliseconds since boot, for tables.
 fn at(ms: u64) -> Instant {
@@ -42,20 +42,34 @@ impl Cluster {
     /// What the plan asks for, in words; carried out.
     fn next(&mut self, gone: &[u64]) -> String {
         let gone: Vec<NodeId> = gone.iter().copied().map(NodeId).collect();
-        let actions = plan(&self.state, &gone);
-        let Some(action) = actions.first() else { return "nothing".to_owned() };
+        let actions = plan(&self.state, &gone, &Free::new());
+        let Some(&action) = actions.first() else { return "nothing".to_owned() };
         assert_eq!((actions.len(), action.volume()), (1, VOLUME));
-        match *action {
-            Action::Add { volume, node } => {
-                let new =
-                    NewReplica { replica: replica(node.0), incarnation: incarnation(node.0), node };
-                self.done(Command::AddReplica { volume, replica: new });
+        let new = |node: NodeId| NewReplica {
+            replica: replica(node.0),
+            incarnation: incarnation(node.0),
+            node,
+        };
+        let on = |cluster: &Self, id| cluster.state.volumes[&VOLUME].replicas[&id].node;
+        match action {
+            Action::Add { node, .. } => {
+                self.done(action.command(new));
                 format!("add on {node}")
             }
-            Action::Remove { volume, replica, isr_version } => {
-                let node = self.state.volumes[&volume].replicas[&replica].node;
-                self.done(Command::RemoveReplica { volume, replica, isr_version });
-                format!("remove from {node}")
+            Action::Move { from, node, .. } => {
+                let at = on(self, from);
+                self.done(action.command(new));
+                format!("move from {at} to {node}")
+            }
+            Action::Remove { replica, .. } => {
+                let at = on(self, replica);
+                self.done(action.command(new));
+                format!("remove from {at}")
+            }
+            Action::Release { replica, .. } => {
+                let at = on(self, replica);
+                self.done(action.command(new));
+                format!("release from {at}")
             }
         }
     }
@@ -203,4 +217,148 @@ fn absence_counts_what_the_leader_saw() {
         look(&mut absence, now, &[2, 3]);
     }
     assert_eq!(look(&mut absence, 3_609_200, &[2, 3]), [2, 3]);
+}
+
+/// A volume of `copies` on nodes 1.., and two nodes more, each of the class in the list.
+fn classed(copies: u64, classes: &[PoolClass]) -> Cluster {
+    let mut cluster = Cluster::new();
+    for (node, class) in (1..).zip(classes) {
+        cluster.done(Command::RegisterNode(NodeInfo { class: Some(*class), ..info(node) }));
+    }
+    cluster.volume(&(1..=copies).collect::<Vec<_>>());
+    cluster.attach(1);
+    cluster
+}
+
+impl Cluster {
+    fn modify(&mut self, repl: Option<u32>, class: Option<Option<PoolClass>>) {
+        self.done(Command::ModifyVolume { volume: VOLUME, repl, class });
+    }
+
+    fn in_sync(&self) -> Vec<u64> {
+        let record = &self.state.volumes[&VOLUME];
+        record.isr.iter().map(|id| record.replicas[id].node.0).collect()
+    }
+}
+
+#[test]
+fn a_volume_gets_the_copies_that_it_is_changed_to() {
+    let mut cluster = attached(2);
+    cluster.modify(Some(3), None);
+    assert!(cluster.state.volumes[&VOLUME].degraded());
+    assert_eq!(cluster.next(&[]), "add on 3");
+    assert_eq!(cluster.next(&[]), "nothing", "being made");
+    cluster.ready(3);
+    cluster.grow(3);
+    assert_eq!(cluster.next(&[]), "nothing");
+    // Down again: the engine's own copy stays to the last.
+    cluster.modify(Some(1), None);
+    assert_eq!(cluster.next(&[]), "release from 2");
+    assert_eq!(cluster.next(&[]), "release from 3");
+    assert_eq!(cluster.next(&[]), "nothing");
+    assert_eq!(cluster.in_sync(), [1]);
+}
+
+#[test]
+fn copies_are_released_without_an_engine_too_but_only_added_with_one() {
+    let mut cluster = attached(2);
+    let (epoch, instance) = (cluster.state.volumes[&VOLUME].epoch, crate::testing::ENGINE);
+    cluster.done(Command::Detach { volume: VOLUME, epoch, instance, clean: true });
+    cluster.modify(Some(3), None);
+    assert_eq!(cluster.next(&[]), "nothing");
+    cluster.modify(Some(1), None);
+    assert_eq!(cluster.next(&[]), "release from 1");
+    assert_eq!(cluster.next(&[]), "nothing");
+}
+
+#[test]
+fn a_wish_that_is_taken_back_in_time_costs_nothing() {
+    let mut cluster = attached(2);
+    cluster.modify(Some(3), None);
+    assert_eq!(cluster.next(&[]), "add on 3");
+    cluster.ready(3);
+    cluster.modify(Some(2), None);
+    assert_eq!(cluster.next(&[]), "remove from 3");
+    assert_eq!(cluster.in_sync(), [1, 2]);
+}
+
+#[test]
+fn what_is_lost_goes_before_what_is_there() {
+    let mut cluster = attached(3);
+    cluster.lose(3);
+    cluster.modify(Some(2), None);
+    assert_eq!(cluster.next(&[]), "release from 3");
+    assert_eq!(cluster.next(&[]), "nothing");
+    // Fewer than are wanted are within reach: nothing goes.
+    let mut cluster = attached(3);
+    cluster.lose(3);
+    cluster.shrink(3);
+    assert_eq!(cluster.next(&[]), "nothing");
+}
+
+#[test]
+fn a_copy_is_moved_by_growing_before_shrinking() {
+    let mut cluster = attached(2);
+    let to = NewReplica { replica: replica(3), incarnation: incarnation(3), node: NodeId(3) };
+    let order = Command::MoveReplica { volume: VOLUME, from: replica(2), to };
+    cluster.done(order.clone());
+    cluster.done(order);
+    assert_eq!(cluster.next(&[]), "nothing", "being made");
+    assert_eq!(cluster.in_sync(), [1, 2], "it counts until the other one does");
+    cluster.ready(3);
+    assert_eq!(cluster.next(&[]), "nothing", "being copied");
+    cluster.grow(3);
+    assert_eq!(cluster.in_sync(), [1, 2, 3]);
+    assert_eq!(cluster.next(&[]), "release from 2");
+    assert_eq!(cluster.in_sync(), [1, 3]);
+    assert_eq!(cluster.next(&[]), "nothing");
+}
+
+#[test]
+fn a_move_whose_target_is_lost_finds_another() {
+    let mut cluster = attached(2);
+    cluster.done(Command::RegisterNode(info(4)));
+    let to = NewReplica { replica: replica(3), incarnation: incarnation(3), node: NodeId(3) };
+    cluster.done(Command::MoveReplica { volume: VOLUME, from: replica(2), to });
+    cluster.ready(3);
+    cluster.failed(3);
+    assert_eq!(cluster.next(&[]), "add on 4");
+    cluster.ready(4);
+    cluster.grow(4);
+    assert_eq!(cluster.next(&[]), "remove from 3");
+    assert_eq!(cluster.next(&[]), "release from 2");
+    assert_eq!(cluster.in_sync(), [1, 4]);
+}
+
+#[test]
+fn copies_move_one_by_one_to_pools_of_the_class_that_is_wanted() {
+    use PoolClass::{High, Low};
+    let mut cluster = classed(2, &[Low, Low, High, High]);
+    cluster.modify(None, Some(Some(High)));
+    for (from, to) in [(1, 3), (2, 4)] {
+        assert_eq!(cluster.next(&[]), format!("move from {from} to {to}"));
+        assert_eq!(cluster.next(&[]), "nothing");
+        cluster.ready(to);
+        cluster.grow(to);
+        assert_eq!(cluster.next(&[]), format!("release from {from}"));
+    }
+    assert_eq!(cluster.next(&[]), "nothing");
+    assert_eq!(cluster.in_sync(), [3, 4]);
+    // Where no pool of the class has room all stays as it is.
+    cluster.modify(None, Some(Some(PoolClass::Medium)));
+    assert_eq!(cluster.next(&[]), "nothing");
+}
+
+#[test]
+fn a_replacement_goes_to_a_zone_without_a_copy() {
+    let mut cluster = Cluster::new();
+    for (node, zone) in [(1, "a"), (2, "b"), (3, "a"), (4, "c")] {
+        let node = NodeInfo { zone: Some(zone.to_owned()), ..info(node) };
+        cluster.done(Command::RegisterNode(node));
+    }
+    cluster.volume(&[1, 2]);
+    cluster.attach(1);
+    cluster.failed(2);
+    cluster.shrink(2);
+    assert_eq!(cluster.next(&[]), "add on 4", "not on 3, which stands beside 1");
 }

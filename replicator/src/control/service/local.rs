@@ -75,6 +75,7 @@ impl ControlService {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             control_address: node.config.control_address.to_string(),
             data_address: node.config.data_address.to_string(),
+            zone: node.config.zone.clone().unwrap_or_default(),
         })
     }
 

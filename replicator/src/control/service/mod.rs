@@ -2,6 +2,7 @@
 
 mod local;
 mod nodes;
+mod replicas;
 mod validate;
 mod volumes;
 
@@ -60,6 +61,14 @@ impl Control for ControlService {
 
     async fn expand_volume(&self, request: Request<ExpandVolumeRequest>) -> Answer<Volume> {
         self.expand(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn modify_volume(&self, request: Request<ModifyVolumeRequest>) -> Answer<Volume> {
+        self.modify(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn move_replica(&self, request: Request<MoveReplicaRequest>) -> Answer<Volume> {
+        self.move_replica_of(request.into_inner()).await.map(Response::new)
     }
 
     async fn get_capacity(

@@ -22,6 +22,7 @@ pub(super) struct NewVolume {
     pub(super) class: Option<PoolClass>,
     pub(super) fs_type: Option<FsType>,
     pub(super) preferred: Vec<NodeId>,
+    pub(super) pinned: bool,
 }
 
 pub(super) fn new_volume(request: CreateVolumeRequest) -> Result<NewVolume, Status> {
@@ -35,6 +36,11 @@ pub(super) fn new_volume(request: CreateVolumeRequest) -> Result<NewVolume, Stat
             invalid("fs_type", error.value, &accepted)
         })?,
         preferred: request.preferred_nodes.into_iter().map(NodeId).collect(),
+        pinned: match request.placement.as_str() {
+            "" => false,
+            "local" => true,
+            other => return Err(invalid("placement", other, "\"\" or \"local\"")),
+        },
     })
 }
 

@@ -1,23 +1,22 @@
 //! Volumes: created, listed, grown and deleted, on the leader.
 
 use super::{ControlService, validate};
-use crate::control::convert;
 use crate::control::status::{CommandError, invalid, refused_status};
+use crate::control::{convert, new_replica};
 use client::api;
 use client::api::get_volume_request::By;
 use core::time::Duration;
 use metadata::{
-    Command, Done, Lifecycle, NewReplica, NodeStatus, Refused, ReplicaState, State, Volume,
-    placement,
+    Command, Done, Lifecycle, NodeStatus, Refused, ReplicaState, State, Volume, placement,
 };
 use std::sync::Arc;
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
-use types::{Incarnation, NodeId, ReplicaId, VolumeId};
+use types::{NodeId, VolumeId};
 use uuid::Uuid;
 
 /// How long one command may take.
-const COMMAND: Duration = Duration::from_secs(10);
+pub(super) const COMMAND: Duration = Duration::from_secs(10);
 /// How long the nodes may take to make, grow or delete replicas.
 const NODES: Duration = Duration::from_secs(30);
 /// Placements that may be overtaken by others before a creation gives up.
@@ -80,17 +79,14 @@ impl ControlService {
                 repl: wanted.repl,
                 class: wanted.class,
                 preferred: wanted.preferred.clone(),
-                exclude: Vec::new(),
+                pinned: wanted.pinned,
+                free: self.0.roll.free(),
+                ..placement::Request::default()
             };
             placement::place(state, &request).map_err(|error| {
                 let node = NodeId::default();
                 Refused::BadPlacement { node, reason: error.to_string() }
             })?
-        };
-        let new = |node| NewReplica {
-            replica: ReplicaId(Uuid::new_v4()),
-            incarnation: Incarnation(Uuid::new_v4()),
-            node,
         };
         let create = Command::CreateVolume {
             volume: VolumeId(Uuid::new_v4()),
@@ -99,7 +95,8 @@ impl ControlService {
             repl: wanted.repl,
             class: wanted.class,
             fs_type: wanted.fs_type,
-            replicas: nodes.into_iter().map(new).collect(),
+            pinned: wanted.pinned,
+            replicas: nodes.into_iter().map(new_replica).collect(),
         };
         match self.0.proposer.propose(create, COMMAND).await? {
             Done::Volume { volume, .. } => Ok(volume),
@@ -193,7 +190,7 @@ impl ControlService {
         let repl = validate::repl(if request.repl == 0 { 1 } else { request.repl })?;
         let node = Some(NodeId(request.node)).filter(|node| node.0 != 0);
         let state = self.leader_state().await?;
-        let capacity = placement::capacity(&state, class, repl, node);
+        let capacity = placement::capacity(&state, class, repl, node, &self.0.roll.free());
         Ok(api::GetCapacityResponse {
             available_bytes: capacity.available,
             maximum_volume_bytes: capacity.maximum_volume.min(types::MAX_VOLUME),

@@ -19,6 +19,7 @@ fn command(node: u64, boot: u128) -> Command {
         data_address: "127.0.0.1:7421".into(),
         pool: None,
         class: None,
+        zone: None,
         boot: BootId(Uuid::from_u128(boot)),
         process: EngineInstance::default(),
     })

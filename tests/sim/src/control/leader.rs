@@ -220,7 +220,7 @@ impl World {
         match what {
             ReadFor::Current | ReadFor::Get => {}
             ReadFor::Lost(node) => self.end_step(n, Key::Lost(node), Ended::Again),
-            ReadFor::Replace(action) => self.end_step(n, replace_key(&action), Ended::Again),
+            ReadFor::Replace(action) => self.end_step(n, Key::of(&action), Ended::Again),
         }
     }
 
@@ -259,19 +259,11 @@ impl World {
         let Some(state) = self.state(n) else { return };
         let due =
             self.leading(n).is_some_and(|l| l.roll.replacements(&state, now).contains(&action));
-        let key = replace_key(&action);
+        let key = Key::of(&action);
         if !due {
             return self.end_step(n, key, Ended::Again);
         }
-        let command = match action {
-            replace::Action::Add { volume, node } => {
-                let replica = self.new_replica(node);
-                Command::AddReplica { volume, replica }
-            }
-            replace::Action::Remove { volume, replica, isr_version } => {
-                Command::RemoveReplica { volume, replica, isr_version }
-            }
-        };
+        let command = action.command(|node| self.new_replica(node));
         self.step_command(n, key, command);
     }
 
@@ -309,12 +301,5 @@ impl World {
         } else if !leading.seals.values().any(|(of, ..)| *of == volume) {
             self.end_step(n, Key::Volume(volume), Ended::Again);
         }
-    }
-}
-
-fn replace_key(action: &replace::Action) -> Key {
-    match action {
-        replace::Action::Add { .. } => Key::Add,
-        replace::Action::Remove { volume, .. } => Key::Remove(*volume),
     }
 }

@@ -150,6 +150,7 @@ impl World {
             data_address: data_address(n),
             pool: Some(PoolInfo { id: stats.pool, bytes: stats.capacity }),
             class: Some(PoolClass::Medium),
+            zone: None,
             boot: node.boot,
             process: process.instance,
         })

@@ -3,6 +3,7 @@
 
 mod attach;
 mod nodes;
+mod replicas;
 mod story;
 mod volumes;
 

@@ -44,6 +44,7 @@ pub(super) fn info(node: u64) -> NodeInfo {
         data_address: format!("10.0.0.{node}:7421"),
         pool: Some(PoolInfo { id: PoolId(Uuid::from_u128(u128::from(node))), bytes: 10 << 30 }),
         class: None,
+        zone: None,
         boot: BootId(Uuid::from_u128(7)),
         process: EngineInstance(Uuid::from_u128(8)),
     }
@@ -192,6 +193,20 @@ impl Story {
                 Command::AddReplica { volume, replica }
             }
             "remove-replica" => Command::RemoveReplica { volume, replica: replica(), isr_version },
+            "modify" => {
+                let value = |key: &str| {
+                    words.iter().find_map(|w| w.split_once('=').filter(|(k, _)| *k == key))
+                };
+                let repl = value("repl").map(|(_, repl)| repl.parse().unwrap());
+                let class =
+                    value("class").map(|(_, text)| PoolClass::parse_optional(text).unwrap());
+                Command::ModifyVolume { volume, repl, class }
+            }
+            "move" => {
+                let to = new_replica(argument(2).chars().next().unwrap());
+                Command::MoveReplica { volume, from: replica(), to }
+            }
+            "release" => Command::ReleaseReplica { volume, replica: replica(), isr_version },
             "delete" => Command::DeleteVolume { volume },
             "deleted" => Command::ReplicaDeleted { replica: replica() },
             "expand" => Command::ExpandBegin { volume, size: size(1) },
@@ -235,6 +250,7 @@ fn create(words: &[&str]) -> Command {
         repl: get("repl", "2").parse().unwrap(),
         class: PoolClass::parse_optional(&get("class", "")).unwrap(),
         fs_type: FsType::parse_optional(&get("fs", "ext4")).unwrap(),
+        pinned: false,
         replicas: get("on", "ab").chars().filter(|c| *c != '-').map(new_replica).collect(),
     }
 }

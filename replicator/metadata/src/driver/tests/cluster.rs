@@ -90,6 +90,7 @@ pub(super) fn info(node: u64) -> NodeInfo {
         data_address: format!("10.0.0.{node}:7421"),
         pool: None,
         class: None,
+        zone: None,
         boot: BootId(Uuid::from_u128(7)),
         process: EngineInstance(Uuid::from_u128(u128::from(node))),
     }

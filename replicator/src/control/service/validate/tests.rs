@@ -11,6 +11,7 @@ fn request() -> CreateVolumeRequest {
         priority_io: "high".to_owned(),
         fs_type: "ext4".to_owned(),
         preferred_nodes: vec![3],
+        placement: "local".to_owned(),
     }
 }
 
@@ -20,6 +21,7 @@ fn a_good_volume_is_accepted_and_rounded_up() {
         new_volume(CreateVolumeRequest { size_bytes: (1 << 30) + 1, ..request() }).unwrap();
     assert_eq!(volume.size, (1 << 30) + (1 << 20));
     assert_eq!((volume.class, volume.fs_type), (Some(PoolClass::High), Some(FsType::Ext4)));
+    assert!(volume.pinned);
     let plain =
         CreateVolumeRequest { priority_io: String::new(), fs_type: String::new(), ..request() };
     let volume = new_volume(plain).unwrap();
@@ -31,6 +33,7 @@ fn a_good_volume_is_accepted_and_rounded_up() {
 fn refusals_name_field_value_and_what_is_accepted() {
     type Spoil = fn(&mut CreateVolumeRequest);
     let rows: &[(Spoil, [&str; 3])] = &[
+        (|r| r.placement = "here".into(), ["placement", "\"here\"", "\"local\""]),
         (|r| r.name.clear(), ["name", "\"\"", "1 to 128"]),
         (|r| r.name = "x".repeat(129), ["name", "xxx", "1 to 128"]),
         (|r| r.name = "a\nb".into(), ["name", "\\n", "printable"]),

@@ -1,5 +1,5 @@
 # The two commands of README.md, and a few that they are made of. All of them need root.
-.PHONY: demo test build lint deny
+.PHONY: demo test build lint deny csi-sanity
 
 demo:
 	./scripts/prerequisites
@@ -9,6 +9,13 @@ demo:
 test:
 	./scripts/prerequisites
 	./scripts/test
+
+# The suite that every CSI driver is measured with, against the real plugins on a lab (docs/csi.md). Part
+# of `make test`, too.
+csi-sanity:
+	./scripts/prerequisites
+	cargo build --release --locked --workspace --bins
+	cargo test --release --locked --workspace --test csi_sanity
 
 build:
 	cargo build --release --locked --workspace --bins

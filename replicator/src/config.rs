@@ -31,6 +31,11 @@ pub const MAX_VOTERS: usize = 5;
 /// volume; a month is as good as never.
 pub const REPLACE_AFTER_RANGE: RangeInclusive<u64> = 5..=2_592_000;
 
+/// Days accepted for `scrub_days`.
+pub const SCRUB_DAYS_RANGE: RangeInclusive<u64> = 1..=365;
+/// Days of a pass of the scrub if nothing is written.
+pub const SCRUB_DAYS: u64 = 7;
+
 /// Why a configuration is refused.
 #[derive(Debug, Error)]
 pub enum ConfigError {
@@ -126,6 +131,10 @@ pub struct Settings {
     /// 3600 seconds [default: 30]
     #[arg(long, value_name = "SECONDS")]
     pub device_grace_seconds: Option<u64>,
+    /// Days in which the scrub reads and checks all copies of a volume once, while it is attached on
+    /// this node, 1 to 365 [default: 7]
+    #[arg(long, value_name = "DAYS")]
+    pub scrub_days: Option<u64>,
     /// What to log: error, warn, info, debug, trace, or per module like info,raft=debug
     /// [default: info]
     #[arg(long, value_name = "FILTER")]
@@ -180,6 +189,8 @@ pub struct Config {
     pub device_holder: PathBuf,
     /// How long kernel devices outlive a daemon.
     pub device_grace: Duration,
+    /// Time of one pass of the scrub.
+    pub scrub: Duration,
     /// Filter directives for `tracing_subscriber::EnvFilter`.
     pub log: String,
 }
@@ -226,6 +237,7 @@ impl Settings {
             replace_after_seconds: self.replace_after_seconds.or(other.replace_after_seconds),
             device_holder: self.device_holder.or(other.device_holder),
             device_grace_seconds: self.device_grace_seconds.or(other.device_grace_seconds),
+            scrub_days: self.scrub_days.or(other.scrub_days),
             log: self.log.or(other.log),
         }
     }
@@ -282,6 +294,10 @@ impl Settings {
         if !(1..=3600).contains(&grace) {
             return Err(invalid("device_grace_seconds", grace, "1 to 3600"));
         }
+        let scrub_days = self.scrub_days.unwrap_or(SCRUB_DAYS);
+        if !SCRUB_DAYS_RANGE.contains(&scrub_days) {
+            return Err(invalid("scrub_days", scrub_days, "1 to 365"));
+        }
         let log = self.log.unwrap_or_else(|| "info".to_owned());
         if EnvFilter::try_new(&log).is_err() {
             let accepted = "error, warn, info, debug, trace, or filters like info,raft=debug";
@@ -302,6 +318,7 @@ impl Settings {
             replace_after: Duration::from_secs(replace_after),
             device_holder,
             device_grace: Duration::from_secs(grace),
+            scrub: Duration::from_secs(scrub_days * 86_400),
             log,
         })
     }

@@ -123,6 +123,7 @@ pub async fn serve(config: Config, stopped: watch::Receiver<bool>) -> Result<(),
         expected_pool,
         boot,
         listener,
+        scrub: config.scrub,
         cpu: None,
     })?;
     let stats = data.pool().await?;

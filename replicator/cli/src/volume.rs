@@ -6,6 +6,7 @@ use anyhow::Result;
 use client::Client;
 use client::api::{Attachment, CreateVolumeRequest, ModifyVolumeRequest, Volume, VolumeState};
 use serde_json::{Value, json};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Volumes per page of a listing.
 const PAGE: u32 = 500;
@@ -61,6 +62,12 @@ pub enum VolumeCommand {
         /// "fuse-loop" for a kernel device, "nbd" for a Unix socket only; the node's best if left out.
         #[arg(long, default_value = "")]
         frontend: String,
+    },
+    /// Shows how a volume fares that is attached on that node: its device, and what the scrub has
+    /// found since it was attached.
+    Status {
+        /// Id or name.
+        volume: String,
     },
     /// Detaches a volume on that node.
     Detach {
@@ -118,6 +125,10 @@ pub async fn volume(target: &Target, command: VolumeCommand, output: Output) -> 
         VolumeCommand::Attach { volume, frontend } => {
             let id = client.find_volume(&volume).await?.volume_id;
             show_attachment(&client.attach_volume(&id, &frontend).await?, output)
+        }
+        VolumeCommand::Status { volume } => {
+            let id = client.find_volume(&volume).await?.volume_id;
+            show_attachment(&client.get_attachment(&id).await?, output)
         }
         VolumeCommand::Detach { volume } => {
             let id = client.find_volume(&volume).await?.volume_id;
@@ -300,6 +311,17 @@ pub fn volume_json(volume: &Volume) -> Value {
     })
 }
 
+/// How long ago that was.
+fn ago(unix_seconds: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    match (unix_seconds, now.saturating_sub(unix_seconds)) {
+        (0, _) => "not yet".to_owned(),
+        (_, seconds @ 0..120) => format!("{seconds} s ago"),
+        (_, seconds @ 120..7200) => format!("{} min ago", seconds / 60),
+        (_, seconds) => format!("{} h ago", seconds / 3600),
+    }
+}
+
 fn show_attachment(attachment: &Attachment, output: Output) -> Result<()> {
     let json = json!({
         "volume_id": attachment.volume_id,
@@ -310,13 +332,31 @@ fn show_attachment(attachment: &Attachment, output: Output) -> Result<()> {
         "reason": attachment.reason,
         "failed": attachment.failed,
         "size_bytes": attachment.size_bytes,
+        "scrubbed_bytes": attachment.scrubbed_bytes,
+        "scrubbed_unix_seconds": attachment.scrubbed_unix_seconds,
+        "repaired_blocks": attachment.repaired_blocks,
+        "unrepairable_blocks": attachment.unrepairable_blocks,
+        "differing_blocks": attachment.differing_blocks,
     });
     output.show(&json, || {
-        let mut table = Table::new(&["DEVICE", "FRONT-END", "EPOCH", "NBD"]);
+        let mut table = Table::new(&[
+            "DEVICE",
+            "FRONT-END",
+            "EPOCH",
+            "SCRUBBED",
+            "LAST WHOLE SCRUB",
+            "REPAIRED 4 KIB BLOCKS",
+            "UNREPAIRABLE",
+            "NBD",
+        ]);
         table.row([
             attachment.device.clone(),
             attachment.frontend.clone(),
             attachment.epoch.to_string(),
+            size(attachment.scrubbed_bytes),
+            ago(attachment.scrubbed_unix_seconds),
+            attachment.repaired_blocks.to_string(),
+            attachment.unrepairable_blocks.to_string(),
             format!("nbd+unix:///{}?socket={}", attachment.volume_id, attachment.nbd_socket),
         ]);
         table

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 use types::{
-    BlockOp, BlockResult, ClusterId, EngineInstance, Epoch, Incarnation, IoId, IsrVersion, NodeId,
-    Process, ReplicaId, VolumeId,
+    BlockOp, BlockResult, ClusterId, EngineInstance, Epoch, Incarnation, Instant, IoId, IsrVersion,
+    NodeId, Process, ReplicaId, VolumeId,
 };
 use wire::{Hello, Reply, Request};
 
@@ -226,6 +226,11 @@ pub enum Output {
         /// Blocks that no in-sync replica has.
         unrepairable: u64,
     },
+    /// The scrub found 64 KiB blocks in which in-sync replicas differ although each can be read.
+    ReplicasDiffer {
+        /// How many.
+        blocks: u64,
+    },
     /// Answer to [`Input::Compare`]; `None` if it could not be done.
     Compared {
         /// Which.
@@ -290,6 +295,19 @@ pub struct Status {
     pub flushes: u64,
     /// Blocks of 4 KiB that a replica could not serve and that were rewritten from another.
     pub repaired: u64,
-    /// Blocks that no replica could serve, when last found.
+    /// Blocks that no replica could serve, each time one was found.
     pub unrepairable: u64,
+    /// What comparisons have looked at.
+    pub scrub: ScrubStatus,
+}
+
+/// What the scrub and comparisons by hand have looked at since the engine started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScrubStatus {
+    /// Bytes of the volume that were read and checked on every in-sync replica.
+    pub checked: u64,
+    /// 64 KiB blocks in which replicas differed although each could be read.
+    pub different: u64,
+    /// When the whole volume had last been looked at.
+    pub finished: Option<Instant>,
 }

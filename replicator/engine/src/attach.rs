@@ -186,6 +186,7 @@ impl Engine {
         }
         self.phase = Phase::Active;
         self.era_state.start(self.now);
+        self.start_scrub();
         self.apply_view(view, out);
         if self.mask_of(|m| m.in_sync() && !m.unfit).is_empty() {
             return self.fail(IoError::Io, "no in-sync replica outlived the attach", out);

@@ -8,6 +8,7 @@ use crate::lock::IntervalLock;
 use crate::member::{Link, MAX_MEMBERS, Member, Standing};
 use crate::pace::Pace;
 use crate::region::{Comparison, RegionJob};
+use crate::scrub::Scrub;
 use crate::stop::Stopping;
 use std::collections::BTreeMap;
 use types::{Era, Instant, IoError, IoId, IsrVersion};
@@ -50,6 +51,7 @@ pub struct Engine {
     pub(crate) jobs: BTreeMap<u64, RegionJob>,
     pub(crate) next_job: u64,
     pub(crate) comparison: Option<Comparison>,
+    pub(crate) scrub: Scrub,
     pub(crate) era: Era,
     pub(crate) era_state: EraState,
     pub(crate) proposal: Option<Proposal>,
@@ -95,6 +97,7 @@ impl Engine {
             jobs: BTreeMap::new(),
             next_job: 0,
             comparison: None,
+            scrub: Scrub::default(),
             era: Era(1),
             era_state: EraState::default(),
             proposal: None,
@@ -171,6 +174,7 @@ impl Engine {
             flushes: self.counters.flushes,
             repaired: self.counters.repaired,
             unrepairable: self.counters.unrepairable,
+            scrub: self.scrub_status(),
         }
     }
 
@@ -208,9 +212,7 @@ impl Engine {
         self.jobs.clear();
         self.parked.clear();
         self.proposal = None;
-        if let Some(comparison) = self.comparison.take() {
-            out.push(Output::Compared { ticket: comparison.ticket, result: None });
-        }
+        self.end_comparison(false, out);
     }
 
     pub(crate) fn complete_error(&self, id: IoId, error: IoError, out: &mut Vec<Output>) {

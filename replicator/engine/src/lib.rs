@@ -30,12 +30,13 @@ mod repair;
 mod reply;
 mod resync;
 mod rollback;
+mod scrub;
 mod stop;
 mod timer;
 
 pub use crate::api::{
     CompareResult, EngineConfig, Input, IsrAnswer, IsrChange, IsrView, LinkId, MemberSpec,
-    MemberStatus, Output, Progress, Status,
+    MemberStatus, Output, Progress, ScrubStatus, Status,
 };
 pub use crate::core::Engine;
 

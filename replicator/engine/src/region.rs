@@ -6,6 +6,7 @@ use crate::core::{Engine, Phase};
 use crate::flight::{Mask, Purpose};
 use crate::member::Member;
 use crate::repair::{Awaited, Repair, is_unreadable};
+use crate::scrub::is_background;
 use types::{HASH_BLOCK, MAX_IO, REGION, crc32c};
 use wire::{Reply, Request, WireError};
 
@@ -58,12 +59,13 @@ impl RegionJob {
     }
 }
 
-/// A comparison of the whole volume under way.
+/// A comparison under way, of the whole volume or a piece of it.
 #[derive(Debug)]
 pub(crate) struct Comparison {
     pub(crate) ticket: u64,
     members: Mask,
     next: u64,
+    end: u64,
     active: u32,
     pub(crate) result: CompareResult,
 }
@@ -285,9 +287,7 @@ impl Engine {
     }
 
     pub(crate) fn abandon_comparison(&mut self, out: &mut Vec<Output>) {
-        if let Some(comparison) = self.comparison.take() {
-            out.push(Output::Compared { ticket: comparison.ticket, result: None });
-        }
+        self.end_comparison(false, out);
         self.cancel_jobs(|job| matches!(job.task, Task::Compare), out);
     }
 
@@ -314,27 +314,54 @@ impl Engine {
 
     // ---- comparison --------------------------------------------------------------------------
 
+    /// By hand: it goes before the scrub's own.
     pub(crate) fn start_comparison(&mut self, ticket: u64, out: &mut Vec<Output>) {
-        let members = self.mask_of(|m| m.in_sync() && m.is_up());
-        if !matches!(self.phase, Phase::Active) || self.comparison.is_some() || members.is_empty() {
+        if self.comparison.as_ref().is_some_and(|running| is_background(running.ticket)) {
+            self.abandon_comparison(out);
+        }
+        let nobody = self.mask_of(|m| m.in_sync() && m.is_up()).is_empty();
+        if !matches!(self.phase, Phase::Active) || self.comparison.is_some() || nobody {
             out.push(Output::Compared { ticket, result: None });
             return;
         }
+        self.compare_range(ticket, 0, self.config.size, out);
+    }
+
+    pub(crate) fn compare_range(
+        &mut self,
+        ticket: u64,
+        start: u64,
+        end: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let members = self.mask_of(|m| m.in_sync() && m.is_up());
         let result = CompareResult { replicas: members.len(), ..CompareResult::default() };
-        self.comparison = Some(Comparison { ticket, members, next: 0, active: 0, result });
+        let (next, active) = (start, 0);
+        self.comparison = Some(Comparison { ticket, members, next, end, active, result });
         self.fill_comparison(out);
+    }
+
+    /// Tells who asked.
+    pub(crate) fn end_comparison(&mut self, complete: bool, out: &mut Vec<Output>) {
+        let Some(Comparison { ticket, result, .. }) = self.comparison.take() else { return };
+        let result = complete.then_some(result);
+        self.scrubbed(ticket, result);
+        let different = result.map_or(0, |result| result.different);
+        if !is_background(ticket) {
+            out.push(Output::Compared { ticket, result });
+        } else if different > 0 {
+            out.push(Output::ReplicasDiffer { blocks: different });
+        }
     }
 
     fn fill_comparison(&mut self, out: &mut Vec<Output>) {
         let in_sync = self.mask_of(Member::in_sync);
         loop {
             let Some(comparison) = &mut self.comparison else { return };
-            let offset = comparison.next;
-            if offset >= self.config.size {
+            let (offset, end) = (comparison.next, comparison.end);
+            if offset >= end {
                 if comparison.active == 0 {
-                    let result = Some(comparison.result);
-                    out.push(Output::Compared { ticket: comparison.ticket, result });
-                    self.comparison = None;
+                    self.end_comparison(true, out);
                 }
                 return;
             }
@@ -345,7 +372,7 @@ impl Engine {
             if !members.without(in_sync).is_empty() {
                 return self.abandon_comparison(out);
             }
-            let len = REGION.min(self.config.size - offset);
+            let len = REGION.min(end - offset);
             comparison.next += len;
             comparison.active += 1;
             self.start_job(Task::Compare, members, offset, len, out);

@@ -54,6 +54,7 @@ impl Engine {
                 self.start_resyncs(out);
                 self.propose_if_needed(out);
                 self.tick_era(out);
+                self.tick_scrub(out);
                 if !self.parked.is_empty() && self.leases_held() {
                     self.unpark(out);
                 }

@@ -93,6 +93,8 @@ fn refusals_name_key_value_and_what_is_accepted() {
             |s| s.replace_after_seconds = Some(4),
             &["replace_after_seconds", "\"4\"", "5 to 2592000"],
         ),
+        (|s| s.scrub_days = Some(0), &["scrub_days", "\"0\"", "1 to 365"]),
+        (|s| s.scrub_days = Some(366), &["scrub_days", "366"]),
         (|s| s.replace_after_seconds = Some(2_592_001), &["replace_after_seconds", "2592001"]),
         (|s| s.log = Some("info,=".into()), &["log", "\"info,=\"", "debug"]),
         (|s| s.peers = Some(vec![peer(0, "10.0.0.1")]), &["peers", "0=10.0.0.1", "from 1 on"]),

@@ -62,6 +62,14 @@ pub(super) async fn follow(node: Arc<Node>, mut events: UnboundedReceiver<DataEv
                 );
                 node.events.local(kind, Some(volume), epoch, &message);
             }
+            DataEvent::ReplicasDiffer { volume, blocks } => {
+                let epoch = node.meta.state().volumes.get(&volume).map(|record| record.epoch);
+                let message = format!(
+                    "in-sync replicas differ in {blocks} blocks of 64 KiB, each without a checksum \
+                     that tells which is right"
+                );
+                node.events.local("replicas_differ", Some(volume), epoch, &message);
+            }
             DataEvent::PoolFull => {
                 let message = "the pool is full: writes that need new space get ENOSPC";
                 node.events.local("pool_full", None, None, message);

@@ -101,6 +101,13 @@ pub enum DataEvent {
         /// Blocks that no in-sync replica has.
         unrepairable: u64,
     },
+    /// The scrub found 64 KiB blocks in which in-sync replicas differ although each can be read.
+    ReplicasDiffer {
+        /// The volume.
+        volume: VolumeId,
+        /// How many.
+        blocks: u64,
+    },
     /// The pool of this node has no free slot.
     PoolFull,
     /// A resync reached its end.

@@ -27,6 +27,8 @@ pub struct DataConfig {
     pub boot: BootId,
     /// Where engines of other nodes connect (see [`listen`]).
     pub listener: TcpListener,
+    /// Time in which each attached volume is scrubbed once.
+    pub scrub: Duration,
     /// CPU to run on; `None` leaves it to the kernel.
     pub cpu: Option<usize>,
 }

@@ -79,6 +79,8 @@ pub(super) struct Thread {
     pub(super) volumes: BTreeMap<VolumeId, Volume>,
     pub(super) sealers: BTreeMap<u64, Sealer>,
     pub(super) next_ticket: u64,
+    /// Time of one pass of the scrub.
+    pub(super) scrub: std::time::Duration,
     pub(super) admin: BTreeMap<u64, oneshot::Sender<Result<(), DataError>>>,
     /// Connections with queued frames.
     pub(super) unflushed: Vec<u32>,
@@ -146,6 +148,7 @@ impl Thread {
             volumes: BTreeMap::new(),
             sealers: BTreeMap::new(),
             next_ticket: 0,
+            scrub: config.scrub,
             admin: BTreeMap::new(),
             unflushed: Vec::new(),
             store_outputs: Vec::new(),

@@ -78,7 +78,7 @@ impl Thread {
         let volume = Volume {
             epoch: spec.epoch,
             size: spec.size,
-            engine: Engine::new(spec),
+            engine: Engine::new(spec).scrubbing(self.scrub),
             links: BTreeMap::new(),
             tick: None,
             started: Some(answer),
@@ -191,6 +191,10 @@ impl Thread {
             Output::Repaired { replica, repaired, unrepairable } => {
                 warn!(volume = %id, %epoch, %replica, repaired, unrepairable, "blocks could not be read as they were written");
                 self.tell(DataEvent::Repaired { volume: id, replica, repaired, unrepairable });
+            }
+            Output::ReplicasDiffer { blocks } => {
+                warn!(volume = %id, %epoch, blocks, "in-sync replicas differ");
+                self.tell(DataEvent::ReplicasDiffer { volume: id, blocks });
             }
             Output::Compared { ticket, result } => {
                 if let Some(answer) = volume.compares.remove(&ticket) {

@@ -87,6 +87,7 @@ impl Bed {
             expected_pool: None,
             boot: BootId(Uuid::from_u128(1)),
             listener: TcpListener::bind(node.address).unwrap(),
+            scrub: Duration::from_secs(7 * 86_400),
             cpu: None,
         };
         node.running = Some(data::start(config).unwrap());

@@ -538,6 +538,9 @@ impl World {
                 let node = n + 1;
                 format!("node {node} epoch {epoch}: {replica}: {repaired} blocks repaired, {unrepairable} not")
             }),
+            EngineOutput::ReplicasDiffer { blocks } => {
+                self.note(|| format!("node {} epoch {epoch}: {blocks} blocks differ", n + 1));
+            }
             EngineOutput::Compared { ticket, result } => self.compared(n, id, ticket, result),
             EngineOutput::Failed { reason } => {
                 self.note(|| format!("node {} epoch {epoch}: engine failed: {reason}", n + 1));

@@ -1,7 +1,7 @@
 //! Scenarios of blocks that a replica has but cannot serve.
 
 use super::attach::ms;
-use super::world::{RaftMode, World};
+use super::world::{RaftMode, SIZE, World};
 use crate::Input;
 use types::{BlockOp, IoError};
 
@@ -186,4 +186,38 @@ fn a_replica_under_repair_stays_when_the_one_that_gives_is_lost() {
         assert_eq!(world.isr(), [0, 1], "cut {cut}");
         world.assert_identical();
     }
+}
+
+#[test]
+fn the_scrub_finds_what_nobody_reads_at_a_steady_pace() {
+    let mut world = World::new(1, 2, &[0, 1]);
+    // Three regions, one every 20 s.
+    world.scrub = ms(60_000);
+    let slot = world.attach(0, &[]);
+    world.run(ms(500));
+    for block in [1, 300, 559] {
+        world.write(slot, block, 1, false);
+    }
+    world.run(ms(100));
+    world.replicas[1].rot(1);
+    world.replicas[1].rot(300);
+    world.replicas[0].rot(559);
+    let status = |world: &World| world.slots[slot].engine.status().scrub;
+    world.run(ms(18_000));
+    assert_eq!(status(&world).checked, 0);
+    world.run(ms(24_000));
+    assert!(status(&world).finished.is_none());
+    world.run(ms(22_000));
+    assert_eq!(status(&world).checked, SIZE);
+    assert!(status(&world).finished.is_some());
+    assert_eq!((world.repaired.as_slice(), world.unrepairable), ([1, 2].as_slice(), 0));
+    // Over and over, and no faster.
+    world.run(ms(120_000));
+    assert_eq!(status(&world).checked, 3 * SIZE);
+    assert_eq!(world.repaired, [1, 2]);
+    // What differs without a checksum that tells is reported and left alone.
+    let was = world.replicas[1].blocks.insert(300, (7, 0)).unwrap();
+    world.run(ms(60_000));
+    assert_eq!((world.differing, world.replicas[1].value(300)), (1, 7));
+    world.replicas[1].blocks.insert(300, was);
 }

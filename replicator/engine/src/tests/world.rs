@@ -151,6 +151,10 @@ pub(super) struct World {
     pub(super) unrepairable: u64,
     /// Whether the consumer outlives its engines (R14).
     pub(super) resumed: bool,
+    /// What scrubs found to differ.
+    pub(super) differing: u64,
+    /// Time of a pass of the scrub in engines that are started.
+    pub(super) scrub: Duration,
 }
 
 impl World {
@@ -181,6 +185,8 @@ impl World {
             repaired: vec![0; count],
             unrepairable: 0,
             resumed: false,
+            differing: 0,
+            scrub: Duration::from_secs(7 * 86_400),
         }
     }
 
@@ -215,7 +221,7 @@ impl World {
             members: (0..self.replicas.len()).map(member).collect(),
         };
         self.slots.push(Slot {
-            engine: Engine::new(config),
+            engine: Engine::new(config).scrubbing(self.scrub),
             alive: true,
             epoch: self.raft.epoch,
             failed: None,
@@ -329,6 +335,7 @@ impl World {
                 self.repaired[index_of(replica)] += repaired;
                 self.unrepairable += unrepairable;
             }
+            Output::ReplicasDiffer { blocks } => self.differing += blocks,
             Output::Compared { result, .. } => self.slots[slot].compared.push(result),
             Output::Failed { reason } => self.slots[slot].failed = Some(reason),
             Output::Stopped { clean } => self.slots[slot].stopped = Some(clean),

@@ -129,6 +129,7 @@ pub(super) async fn describe(node: &Node, volume: VolumeId) -> Option<api::Attac
     let failed = local.failed.is_some()
         || status.as_ref().is_none_or(|status| status.failed.is_some() || !status.active);
     let path = device.path();
+    let scrub = status.as_ref().map(|status| status.scrub).unwrap_or_default();
     Some(api::Attachment {
         volume_id: volume.to_string(),
         epoch: local.epoch.0,
@@ -143,8 +144,18 @@ pub(super) async fn describe(node: &Node, volume: VolumeId) -> Option<api::Attac
         reads: status.as_ref().map_or(0, |status| status.reads),
         flushes: status.as_ref().map_or(0, |status| status.flushes),
         repaired_blocks: status.as_ref().map_or(0, |status| status.repaired),
+        scrubbed_bytes: scrub.checked,
+        differing_blocks: scrub.different,
+        scrubbed_unix_seconds: scrub.finished.map_or(0, unix_seconds),
         unrepairable_blocks: status.as_ref().map_or(0, |status| status.unrepairable),
     })
+}
+
+/// A past moment on the calendar, for people.
+fn unix_seconds(at: types::Instant) -> u64 {
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    now.saturating_sub(hostio::clock::boottime().since(at)).as_secs()
 }
 
 /// Grows the device of `volume` to its committed size (R25); returns that in bytes.

@@ -2,7 +2,7 @@
 
 use crate::layout::Layout;
 use crate::net::Cut;
-use crate::process::wait_until;
+use crate::process::{ProcessId, named_in_network_namespace, wait_until};
 use crate::state::{Registry, State, check_nodes, lock};
 use crate::{daemons, down, net, pool, rpc};
 use anyhow::{Context as _, Result, bail, ensure};
@@ -200,6 +200,16 @@ impl Lab {
         let gone = |patience| wait_until(patience, || !process.is_alive());
         ensure!(patience.is_none_or(gone), "{daemon} of node {node} is still there");
         Ok(())
+    }
+
+    /// The processes of a node whose program is called `name`, also those that the daemons started.
+    ///
+    /// # Errors
+    /// If there is no such node or /proc cannot be listed.
+    pub fn processes(&self, node: u64, name: &str) -> Result<Vec<ProcessId>> {
+        self.check_node(node)?;
+        let namespace = Layout::namespace_path(&self.layout.namespace(node));
+        named_in_network_namespace(&namespace, name)
     }
 
     /// Starts what does not run of the node's daemons; see [`Lab::wait_ready`].

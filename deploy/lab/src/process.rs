@@ -1,5 +1,5 @@
 //! Finding and ending processes by what they are (pid and start time, network namespace), never by
-//! name: a pid alone may have been given to somebody else since.
+//! name alone: a pid may have been given to somebody else since.
 
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
@@ -85,6 +85,19 @@ pub fn in_network_namespace(namespace: &Path) -> Result<Vec<ProcessId>> {
             found.extend(ProcessId::of(pid).filter(|process| process.is_alive()));
         }
     }
+    Ok(found)
+}
+
+/// Those processes of a network namespace whose program is called `name` (at most 15 bytes).
+///
+/// # Errors
+/// As [`in_network_namespace`].
+pub fn named_in_network_namespace(namespace: &Path, name: &str) -> Result<Vec<ProcessId>> {
+    let mut found = in_network_namespace(namespace)?;
+    found.retain(|process| {
+        std::fs::read_to_string(format!("/proc/{}/comm", process.pid))
+            .is_ok_and(|comm| comm.trim_end() == name)
+    });
     Ok(found)
 }
 

@@ -3,8 +3,6 @@
 
 use e2e::{Stamped, Stamper, TestLab, eventually, in_sync, lab, volume};
 use lab::daemons::{DEVICE_HOLDER, REPLICATOR};
-use lab::layout::Layout;
-use lab::process::{ProcessId, in_network_namespace};
 use nix::sys::signal::Signal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,16 +32,6 @@ async fn goes_on(stamper: &Stamper) {
 async fn restarted(lab: &TestLab) {
     lab.start(1).unwrap();
     lab.wait_ready([1]).await.unwrap();
-}
-
-/// The holder of node 1, found by what it is.
-fn holder(lab: &TestLab) -> ProcessId {
-    let namespace = Layout::namespace_path(&lab.layout.namespace(1));
-    let is_holder = |process: &ProcessId| {
-        std::fs::read_to_string(format!("/proc/{}/comm", process.pid))
-            .is_ok_and(|name| name.trim() == DEVICE_HOLDER)
-    };
-    in_network_namespace(&namespace).unwrap().into_iter().find(is_holder).unwrap()
 }
 
 /// The epoch of each restart is a new one; the device, and who has it open, notice a pause only.
@@ -98,15 +86,12 @@ async fn a_new_holder_is_found_for_one_that_was_killed() {
     let id = client.create_volume(request).await.unwrap().volume_id;
     let device = PathBuf::from(client.attach_volume(&id, "").await.unwrap().device);
     let stamper = writing(&device, Stamped::default()).await;
-    let first = holder(&lab);
-    first.signal(Signal::SIGKILL).unwrap();
+    let first = lab.processes(1, DEVICE_HOLDER).unwrap();
+    assert_eq!(first.len(), 1);
+    first[0].signal(Signal::SIGKILL).unwrap();
     let replaced = || async {
-        let namespace = Layout::namespace_path(&lab.layout.namespace(1));
-        Ok(in_network_namespace(&namespace)?.into_iter().any(|process| {
-            process != first
-                && std::fs::read_to_string(format!("/proc/{}/comm", process.pid))
-                    .is_ok_and(|name| name.trim() == DEVICE_HOLDER)
-        }))
+        let now = lab.processes(1, DEVICE_HOLDER)?;
+        Ok(now.iter().any(|process| *process != first[0]))
     };
     eventually("another holder", replaced).await.unwrap();
     // It keeps the device once it has said so; the daemon's death shows it.

@@ -4,8 +4,8 @@ use crate::cluster::Lab;
 use crate::daemons::{CSI_CONTROLLER, CSI_NODE, DEVICE_HOLDER, REPLICATOR};
 use crate::layout::{CONTROL_PORT, DATA_PORT, Layout};
 use crate::net::Cut;
-use crate::process::{ProcessId, in_network_namespace};
-use anyhow::{Context as _, Result};
+use crate::process::in_network_namespace;
+use anyhow::Result;
 use core::fmt;
 use nix::sys::signal::Signal;
 use std::time::Duration;
@@ -126,7 +126,7 @@ impl Fault {
         for node in nodes {
             match self.harm {
                 Harm::Kill(DEVICE_HOLDER) => {
-                    for holder in named(lab, *node, DEVICE_HOLDER)? {
+                    for holder in lab.processes(*node, DEVICE_HOLDER)? {
                         holder.signal(Signal::SIGKILL)?;
                     }
                 }
@@ -175,14 +175,4 @@ fn signal_all(lab: &Lab, node: u64, signal: Signal) -> Result<()> {
         process.signal(signal)?;
     }
     Ok(())
-}
-
-fn named(lab: &Lab, node: u64, name: &str) -> Result<Vec<ProcessId>> {
-    let namespace = Layout::namespace_path(&lab.layout.namespace(node));
-    let mut found = in_network_namespace(&namespace).context("looking for processes")?;
-    found.retain(|process| {
-        std::fs::read_to_string(format!("/proc/{}/comm", process.pid))
-            .is_ok_and(|comm| comm.trim() == name)
-    });
-    Ok(found)
 }

@@ -4,11 +4,11 @@ use crate::layout::Layout;
 use crate::net::Cut;
 use crate::process::{ProcessId, named_in_network_namespace, wait_until};
 use crate::state::{Registry, State, check_nodes, lock};
-use crate::{daemons, down, net, pool, rpc};
+use crate::{daemons, down, machine, net, pool, rpc};
 use anyhow::{Context as _, Result, bail, ensure};
 use client::Client;
 use nix::sys::signal::Signal;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -30,6 +30,8 @@ pub struct Plan {
     pub nodes: u64,
     /// Bytes of each pool.
     pub pool_bytes: u64,
+    /// Nodes with a kernel of their own ([`machine`]).
+    pub machines: BTreeSet<u64>,
 }
 
 /// A lab of this machine.
@@ -84,6 +86,9 @@ impl Lab {
             nix::unistd::geteuid().is_root(),
             "a lab needs root: namespaces, loop devices, mounts"
         );
+        // The CSI plugins run beside the mounts of this kernel.
+        let controller_node = (1..=plan.nodes).rev().find(|node| !plan.machines.contains(node));
+        let controller_node = controller_node.context("a lab needs one node without a machine")?;
         let programs = daemons::programs()?;
         let layout = Registry::default().claim(&plan.dir)?;
         fs::create_dir_all(&plan.dir)?;
@@ -91,8 +96,9 @@ impl Lab {
             number: layout.number,
             cluster: uuid::Uuid::new_v4().to_string(),
             nodes: plan.nodes,
-            controller_node: plan.nodes,
+            controller_node,
             pool_bytes: plan.pool_bytes,
+            machines: plan.machines.clone(),
             programs,
             pools: BTreeMap::new(),
             daemons: BTreeMap::new(),
@@ -104,8 +110,13 @@ impl Lab {
             for node in 1..=plan.nodes {
                 net::make_node(&layout, node)?;
                 fs::create_dir_all(layout.node_dir(node))?;
-                let device = pool::make(&layout, node, plan.pool_bytes)?;
-                state.pools.insert(node, device);
+                let pool = if plan.machines.contains(&node) {
+                    net::hand_over(&layout, node)?;
+                    machine::make(&layout, node, plan.pool_bytes)?
+                } else {
+                    pool::make(&layout, node, plan.pool_bytes)?
+                };
+                state.pools.insert(node, pool);
                 state.save(&plan.dir)?;
                 daemons::configure(&layout, &state, node)?;
                 daemons::format_pool(&state, node)?;
@@ -141,7 +152,7 @@ impl Lab {
     /// Drops all traffic of a node, both ways.
     ///
     /// # Errors
-    /// If there is no such node or `nft` fails.
+    /// As [`Lab::cut_some`].
     pub fn cut(&self, node: u64) -> Result<()> {
         self.cut_some(node, Cut::All)
     }
@@ -149,9 +160,12 @@ impl Lab {
     /// Drops some of a node's traffic.
     ///
     /// # Errors
-    /// If there is no such node or `nft` fails.
+    /// If there is no such node, it is a machine (its packets pass by this kernel's filters), or
+    /// `nft` fails.
     pub fn cut_some(&self, node: u64, cut: Cut) -> Result<()> {
         self.check_node(node)?;
+        let state = State::load(&self.layout.dir)?.context("the lab is gone")?;
+        ensure!(!state.machines.contains(&node), "node {node} is a machine: it cannot be cut");
         net::cut(&self.layout, node, cut)
     }
 
@@ -164,13 +178,13 @@ impl Lab {
         net::heal(&self.layout, node)
     }
 
-    /// SIGKILLs the node's daemons.
+    /// SIGKILLs the node's daemons; a machine loses power.
     ///
     /// # Errors
     /// If there is no such node or a daemon will not go.
     pub fn kill(&self, node: u64) -> Result<()> {
         self.check_node(node)?;
-        self.change(|state| daemons::kill(state, node))
+        self.change(|state| daemons::kill(&self.layout, state, node))
     }
 
     /// SIGKILLs all processes of a node: the daemons, what they started, what uses their volumes.
@@ -281,6 +295,7 @@ impl Lab {
             }
             let ready = match name {
                 daemons::REPLICATOR => self.replicator_ready(node).await,
+                daemons::RELAY => true,
                 daemons::CSI_NODE => probe(&self.layout.csi_socket(node)).await,
                 _ => probe(&self.layout.controller_socket(node)).await,
             };

@@ -3,10 +3,12 @@
 use crate::cluster::{Lab, POOL_BYTES, Plan};
 use crate::fire;
 use crate::layout::Layout;
+use crate::machine::relay;
 use crate::state::{Registry, State};
 use crate::story::{self, Options, Palette};
 use crate::{down, ledger, net, witness};
 use anyhow::{Context as _, Result, bail};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -39,6 +41,10 @@ enum Command {
         /// Size of each node's pool, a sparse file.
         #[arg(long, default_value_t = POOL_BYTES >> 30)]
         pool_gib: u64,
+        /// Numbers of nodes that get a kernel of their own (user-mode Linux): killing one is a loss
+        /// of power. Such a node has no CSI plugin.
+        #[arg(long, value_delimiter = ',')]
+        machines: Vec<u64>,
     },
     /// Ends a lab and removes everything of it, also after a crash.
     Down {
@@ -110,6 +116,9 @@ enum Command {
     /// The demo's ledger client.
     #[command(hide = true)]
     Ledger(ledger::Arguments),
+    /// The way to the control API of a node that is a machine.
+    #[command(hide = true)]
+    Relay(relay::Arguments),
     /// The demo's witnesses on the node that is cut off.
     #[command(hide = true)]
     Witness {
@@ -124,8 +133,13 @@ enum Command {
 /// With a sentence for the person at the keyboard.
 pub async fn run(arguments: Arguments) -> Result<()> {
     match arguments.command {
-        Command::Up { place, nodes, pool_gib } => {
-            let plan = Plan { dir: absolute(&place.dir)?, nodes, pool_bytes: pool_gib << 30 };
+        Command::Up { place, nodes, pool_gib, machines } => {
+            let plan = Plan {
+                dir: absolute(&place.dir)?,
+                nodes,
+                pool_bytes: pool_gib << 30,
+                machines: machines.into_iter().collect(),
+            };
             up(&plan).await
         }
         Command::Down { all: true, .. } => down::all(),
@@ -142,6 +156,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         Command::Demo { place, out, keep } => demo(&place, out, keep).await,
         Command::Soak { place, rounds, seed, keep } => soak(&place, rounds, seed, keep).await,
         Command::Ledger(arguments) => ledger::run(arguments).await,
+        Command::Relay(arguments) => relay::run(arguments).await,
         Command::Witness { witness } => witness::run(witness).await,
     }
 }
@@ -188,7 +203,12 @@ async fn up(plan: &Plan) -> Result<()> {
 }
 
 async fn demo(place: &Place, out: PathBuf, keep: bool) -> Result<()> {
-    let plan = Plan { dir: absolute(&place.dir)?, nodes: 3, pool_bytes: POOL_BYTES };
+    let plan = Plan {
+        dir: absolute(&place.dir)?,
+        nodes: 3,
+        pool_bytes: POOL_BYTES,
+        machines: BTreeSet::new(),
+    };
     let ours = !known(&plan.dir)?;
     let options = Options { plan, out, quiet: false };
     let told_to_end = told_to_end()?;
@@ -213,7 +233,12 @@ async fn demo(place: &Place, out: PathBuf, keep: bool) -> Result<()> {
 }
 
 async fn soak(place: &Place, rounds: u32, seed: u64, keep: bool) -> Result<()> {
-    let plan = Plan { dir: absolute(&place.dir)?, nodes: 3, pool_bytes: POOL_BYTES };
+    let plan = Plan {
+        dir: absolute(&place.dir)?,
+        nodes: 3,
+        pool_bytes: POOL_BYTES,
+        machines: BTreeSet::new(),
+    };
     let ours = !known(&plan.dir)?;
     let options = fire::Options { plan, rounds, seed };
     let told_to_end = told_to_end()?;

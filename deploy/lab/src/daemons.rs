@@ -1,6 +1,7 @@
 //! Starting and ending the daemons of a node.
 
 use crate::layout::Layout;
+use crate::machine;
 use crate::process::{ProcessId, in_network_namespace, kill_all};
 use crate::state::State;
 use anyhow::{Context as _, Result, ensure};
@@ -21,6 +22,8 @@ pub const CSI_NODE: &str = "csi-node";
 pub const CSI_CONTROLLER: &str = "csi-controller";
 /// What keeps kernel devices alive while a replicator restarts; the replicator starts it.
 pub const DEVICE_HOLDER: &str = "device-holder";
+/// The way to the control API of a node that is a machine, a part of [`HOLDFAST`].
+pub const RELAY: &str = "relay";
 /// The command line, which is also the lab's own clients.
 pub const HOLDFAST: &str = "holdfast";
 
@@ -86,6 +89,12 @@ pub fn configure(layout: &Layout, state: &State, node: u64) -> Result<()> {
         fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
     }
     let peer = |node| Peer { node, control_address: layout.control_address(node).to_string() };
+    let pool = state.pools.get(&node).context("the node has no pool")?.clone();
+    let (pool, control_socket) = if state.machines.contains(&node) {
+        (PathBuf::from(machine::POOL), machine::control_socket(layout, node))
+    } else {
+        (pool, layout.control_socket(node))
+    };
     let config = ReplicatorConfig {
         node,
         name: Layout::node_name(node),
@@ -93,8 +102,8 @@ pub fn configure(layout: &Layout, state: &State, node: u64) -> Result<()> {
         data_dir: layout.data_dir(node),
         control_address: layout.control_address(node).to_string(),
         data_address: layout.data_address(node).to_string(),
-        control_socket: layout.control_socket(node),
-        pool: state.pools.get(&node).context("the node has no pool")?.clone(),
+        control_socket,
+        pool,
         priority_io: "high".into(),
         log: std::env::var("HOLDFAST_LOG").unwrap_or_else(|_| "info".into()),
         peers: (1..=state.nodes).map(peer).collect(),
@@ -125,11 +134,38 @@ pub fn format_pool(state: &State, node: u64) -> Result<()> {
 /// Names of the daemons that belong on a node, in the order in which they start.
 #[must_use]
 pub fn names(state: &State, node: u64) -> Vec<&'static str> {
+    if state.machines.contains(&node) {
+        return vec![REPLICATOR, RELAY];
+    }
     let mut names = vec![REPLICATOR, CSI_NODE];
     if node == state.controller_node {
         names.push(CSI_CONTROLLER);
     }
     names
+}
+
+/// Network namespace, program and arguments of a daemon.
+fn command(
+    layout: &Layout,
+    state: &State,
+    node: u64,
+    daemon: &str,
+) -> (String, PathBuf, Vec<OsString>) {
+    let namespace = layout.namespace(node);
+    if daemon == RELAY {
+        let mut arguments: Vec<OsString> = vec!["lab".into(), "relay".into()];
+        arguments.extend(["--socket".into(), layout.control_socket(node).into()]);
+        arguments.extend(["--to".into(), layout.control_address(node).to_string().into()]);
+        // The node's own namespace has no address: the machine has it.
+        return (layout.hub(), state.programs.join(HOLDFAST), arguments);
+    }
+    let program = state.programs.join(daemon);
+    if daemon == REPLICATOR && state.machines.contains(&node) {
+        let (kernel, arguments) =
+            machine::command(layout, node, &program, &config_file(layout, node));
+        return (namespace, kernel, arguments);
+    }
+    (namespace, program, arguments(layout, state, node, daemon))
 }
 
 fn arguments(layout: &Layout, state: &State, node: u64, daemon: &str) -> Vec<OsString> {
@@ -174,10 +210,13 @@ pub fn start(layout: &Layout, state: &mut State, node: u64) -> Result<()> {
         if running.is_some_and(|process| process.is_alive()) {
             continue;
         }
-        let arguments = arguments(layout, state, node, name);
+        if name == REPLICATOR && state.machines.contains(&node) {
+            machine::forget_last(layout, node)?;
+        }
+        let (namespace, program, arguments) = command(layout, state, node, name);
         let process = spawn(
-            &layout.namespace(node),
-            &state.programs.join(name),
+            &namespace,
+            &program,
             &arguments,
             &layout.log_dir(node).join(format!("{name}.log")),
         )?;
@@ -227,14 +266,20 @@ pub fn spawn(
     ProcessId::of(pid).with_context(|| format!("{} ended at once", program.display()))
 }
 
-/// SIGKILLs a node's daemons and waits until they are gone.
+/// SIGKILLs a node's daemons and waits until they are gone; a machine loses power.
 ///
 /// # Errors
 /// If one will not go.
-pub fn kill(state: &State, node: u64) -> Result<()> {
+pub fn kill(layout: &Layout, state: &State, node: u64) -> Result<()> {
     let none = BTreeMap::new();
     let daemons = state.daemons.get(&node).unwrap_or(&none);
-    let processes: Vec<ProcessId> = daemons.values().copied().collect();
+    let mut processes: Vec<ProcessId> = daemons.values().copied().collect();
+    if let (true, Some(kernel)) = (state.machines.contains(&node), daemons.get(REPLICATOR)) {
+        // The kernel first: then the processes that carried its disk and its userland.
+        kill_all(&[*kernel], KILL_PATIENCE)?;
+        let namespace = layout.namespace(node);
+        processes.extend(in_network_namespace(&Layout::namespace_path(&namespace))?);
+    }
     kill_all(&processes, KILL_PATIENCE)
 }
 

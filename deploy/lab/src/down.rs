@@ -166,7 +166,11 @@ fn unescape(text: &str) -> String {
     plain
 }
 
-fn remove_directory(dir: &Path) -> Result<()> {
+/// Removes a directory and what is below; fine if it is not there.
+///
+/// # Errors
+/// If something below cannot be removed.
+pub(crate) fn remove_directory(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).with_context(|| format!("removing {}", dir.display()))

@@ -17,6 +17,7 @@ pub mod journal;
 pub mod kubelet;
 pub mod layout;
 pub mod ledger;
+pub mod machine;
 pub mod net;
 pub mod pool;
 pub mod postgres;

@@ -45,6 +45,14 @@ pub fn make_node(layout: &Layout, node: u64) -> Result<()> {
     ip_in(&namespace, &["link", "set", "eth0", "up"])
 }
 
+/// Leaves a node's cable to the machine in its namespace: the host no longer answers on it.
+///
+/// # Errors
+/// If `ip` fails.
+pub fn hand_over(layout: &Layout, node: u64) -> Result<()> {
+    ip_in(&layout.namespace(node), &["addr", "flush", "dev", "eth0"])
+}
+
 fn ip_in(namespace: &str, args: &[&str]) -> Result<()> {
     let mut all = vec!["-n", namespace];
     all.extend(args);

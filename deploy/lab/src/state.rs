@@ -6,7 +6,7 @@ use crate::process::ProcessId;
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
@@ -27,9 +27,11 @@ pub struct State {
     pub controller_node: u64,
     /// Bytes of each pool file.
     pub pool_bytes: u64,
+    /// Nodes with a kernel of their own.
+    pub machines: BTreeSet<u64>,
     /// Directory of the four programs.
     pub programs: PathBuf,
-    /// Loop device of each node's pool.
+    /// Loop device of each node's pool; for a machine, the file that is its disk.
     pub pools: BTreeMap<u64, PathBuf>,
     /// Daemons by node and name, as last started.
     pub daemons: BTreeMap<u64, BTreeMap<String, ProcessId>>,
@@ -220,6 +222,7 @@ mod tests {
             nodes: 3,
             controller_node: 3,
             pool_bytes: 1,
+            machines: BTreeSet::from([2]),
             programs: PathBuf::from("/bin"),
             pools: BTreeMap::from([(1, PathBuf::from("/dev/loop0"))]),
             daemons: BTreeMap::new(),

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use nix::libc::O_DIRECT;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
@@ -13,10 +13,23 @@ use types::BufMut;
 
 const BLOCK: usize = 4096;
 
-/// For each block the generations that it may hold: acknowledged at least, sent at most.
+/// Writes between two flushes unless said otherwise.
+const FLUSH_EVERY: u64 = 64;
+
+/// The generations of a block: `flushed` ≤ `acknowledged` ≤ `sent`.
+#[derive(Clone, Copy, Debug, Default)]
+struct Generations {
+    flushed: u64,
+    acknowledged: u64,
+    sent: u64,
+}
+
+/// For each block what it may hold.
 #[derive(Clone, Debug, Default)]
 pub struct Stamped {
-    blocks: BTreeMap<u64, (u64, u64)>,
+    blocks: BTreeMap<u64, Generations>,
+    /// Blocks with an acknowledged write that no flush covers.
+    unflushed: BTreeSet<u64>,
     /// Longest time between two acknowledgements, in milliseconds.
     pub longest_stall_ms: u64,
     /// What ended the writing, if not [`Stamper::stop`].
@@ -36,14 +49,40 @@ impl Stamped {
         self.blocks.is_empty()
     }
 
-    /// Reads every block back, past every cache.
+    /// How many blocks have an acknowledged write that no flush covers.
+    #[must_use]
+    pub fn unflushed(&self) -> usize {
+        self.unflushed.len()
+    }
+
+    /// Reads every block back, past every cache: all that was acknowledged is there.
     ///
     /// # Errors
     /// Naming the first block that holds something that it must not.
     pub fn check(&self, device: &Path) -> Result<()> {
+        self.check_from(device, "acknowledged", |block| block.acknowledged).map(drop)
+    }
+
+    /// As [`Stamped::check`] after a loss of power that no copy survived in memory: all that was
+    /// flushed is there. Returns how many blocks have lost an acknowledged write.
+    ///
+    /// # Errors
+    /// Naming the first block that holds something that it must not.
+    pub fn check_flushed(&self, device: &Path) -> Result<usize> {
+        self.check_from(device, "flushed", |block| block.flushed)
+    }
+
+    fn check_from(
+        &self,
+        device: &Path,
+        word: &str,
+        least: impl Fn(&Generations) -> u64,
+    ) -> Result<usize> {
+        let mut lost = 0;
         let file = open(device)?;
         let mut buffer = BufMut::with_len(BLOCK);
-        for (block, (acknowledged, sent)) in &self.blocks {
+        for (block, generations) in &self.blocks {
+            let (least, sent) = (least(generations), generations.sent);
             file.read_exact_at(buffer.as_mut_slice(), block * BLOCK as u64)
                 .with_context(|| format!("reading block {block}"))?;
             let (found, generation) = stamp_of(buffer.as_slice());
@@ -54,11 +93,23 @@ impl Stamped {
                 "block {block} holds a torn or foreign stamp ({found}, {generation})"
             );
             ensure!(
-                (*acknowledged..=*sent).contains(&generation),
-                "block {block} holds generation {generation}; acknowledged {acknowledged}, sent {sent}"
+                (least..=sent).contains(&generation),
+                "block {block} holds generation {generation}; {word} {least}, sent {sent}"
             );
+            lost += usize::from(generation < generations.acknowledged);
         }
-        Ok(())
+        Ok(lost)
+    }
+}
+
+impl Stamped {
+    /// A flush was acknowledged, and no write was in flight.
+    fn flushed(&mut self) {
+        for block in std::mem::take(&mut self.unflushed) {
+            if let Some(generations) = self.blocks.get_mut(&block) {
+                generations.flushed = generations.acknowledged;
+            }
+        }
     }
 }
 
@@ -105,16 +156,29 @@ impl Stamper {
     /// # Errors
     /// If the device cannot be opened.
     pub fn start(device: &Path, blocks: u64, before: Stamped) -> Result<Self> {
+        Self::flushing_every(FLUSH_EVERY, device, blocks, before)
+    }
+
+    /// As [`Stamper::start`] with a flush after so many writes.
+    ///
+    /// # Errors
+    /// If the device cannot be opened.
+    pub fn flushing_every(
+        writes_per_flush: u64,
+        device: &Path,
+        blocks: u64,
+        before: Stamped,
+    ) -> Result<Self> {
         let file = open(device)?;
         let stop = Arc::new(AtomicBool::new(false));
         let writes = Arc::new(AtomicU64::new(0));
-        let before = Stamped { blocks: before.blocks, ..Stamped::default() };
+        let before = Stamped { longest_stall_ms: 0, error: None, ..before };
         let state = Arc::new(Mutex::new(before));
         let thread = thread::spawn({
             let (stop, writes, state) =
                 (Arc::clone(&stop), Arc::clone(&writes), Arc::clone(&state));
             move || {
-                let ended = write(&file, blocks, &stop, &writes, &state);
+                let ended = write(&file, blocks, writes_per_flush, &stop, &writes, &state);
                 if let Err(error) = ended {
                     lock(&state).error = Some(error.to_string());
                 }
@@ -148,12 +212,13 @@ fn lock(state: &Mutex<Stamped>) -> std::sync::MutexGuard<'_, Stamped> {
 fn write(
     file: &File,
     blocks: u64,
+    writes_per_flush: u64,
     stop: &AtomicBool,
     writes: &AtomicU64,
     state: &Mutex<Stamped>,
 ) -> std::io::Result<()> {
     let mut random: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mut generation = lock(state).blocks.values().map(|(_, sent)| *sent).max().unwrap_or(0);
+    let mut generation = lock(state).blocks.values().map(|block| block.sent).max().unwrap_or(0);
     let mut last = lab::clock::now();
     while !stop.load(Ordering::Relaxed) {
         random ^= random << 13;
@@ -161,17 +226,22 @@ fn write(
         random ^= random << 17;
         let block = random % blocks;
         generation += 1;
-        lock(state).blocks.entry(block).or_default().1 = generation;
+        lock(state).blocks.entry(block).or_default().sent = generation;
         file.write_all_at(stamp(block, generation).as_slice(), block * BLOCK as u64)?;
-        if generation.is_multiple_of(64) {
+        {
+            let mut state = lock(state);
+            state.blocks.entry(block).or_default().acknowledged = generation;
+            state.unflushed.insert(block);
+        }
+        if generation.is_multiple_of(writes_per_flush) {
             file.sync_data()?;
+            lock(state).flushed();
         }
         let now = lab::clock::now();
         let stall = u64::try_from(now.since(last).as_millis()).unwrap_or(u64::MAX);
         last = now;
         let mut state = lock(state);
         state.longest_stall_ms = state.longest_stall_ms.max(stall);
-        state.blocks.entry(block).or_default().0 = generation;
         drop(state);
         writes.fetch_add(1, Ordering::Relaxed);
     }
@@ -195,10 +265,11 @@ mod tests {
         let stamped = stamper.stop().unwrap();
         assert_eq!(stamped.error, None);
         stamped.check(&path).unwrap();
-        let (block, (acknowledged, _)) = stamped.blocks.iter().next().unwrap();
+        let (block, generations) = stamped.blocks.iter().next().unwrap();
+        let acknowledged = generations.acknowledged;
         for (content, words) in [
             (stamp(*block, acknowledged - 1), "acknowledged"),
-            (stamp(block + 1, *acknowledged), "foreign"),
+            (stamp(block + 1, acknowledged), "foreign"),
             (BufMut::zeroed(BLOCK), "generation 0"),
         ] {
             file.write_all_at(content.as_slice(), block * BLOCK as u64).unwrap();

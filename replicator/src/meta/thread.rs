@@ -101,7 +101,7 @@ pub fn start(
     let (applied, applied_receiver) = watch::channel(driver.state().applied);
     let (status, status_receiver) = watch::channel(driver.status());
     let (failure, failure_receiver) = watch::channel(None);
-    let thread = Thread {
+    let mut thread = Thread {
         driver,
         requests: queue,
         outbound,
@@ -116,17 +116,17 @@ pub fn start(
     std::thread::Builder::new()
         .name("metadata".into())
         .spawn(move || {
-            // raft-rs panics where its invariants break; the process must hear of that too. The
-            // directory is given up before anybody is told.
+            // raft-rs panics where its invariants break; the process must hear of that too.
             let reason = match catch_unwind(AssertUnwindSafe(|| thread.run())) {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(describe(&error)),
-                Err(_) => Some("the metadata thread panicked".to_owned()),
+                // The directory is given up before anybody is told.
+                Ok(Ok(())) => return drop(thread),
+                Ok(Err(error)) => describe(&error),
+                Err(_) => "the metadata thread panicked".to_owned(),
             };
-            if let Some(reason) = reason {
-                tracing::error!(%node, reason, "metadata has failed");
-                failure.send_replace(Some(reason.into()));
-            }
+            // Not dropped: sled flushes then, and on a full disk waits for ever. The process ends.
+            core::mem::forget(thread.driver);
+            tracing::error!(%node, reason, "metadata has failed");
+            failure.send_replace(Some(reason.into()));
         })
         .map_err(|source| MetaError::Io {
             action: "start the metadata thread of",
@@ -154,7 +154,7 @@ fn describe(error: &DriverError) -> String {
 }
 
 impl Thread {
-    fn run(mut self) -> Result<(), DriverError> {
+    fn run(&mut self) -> Result<(), DriverError> {
         let mut next_tick = Instant::now() + TICK;
         loop {
             let wait = next_tick.saturating_duration_since(Instant::now());

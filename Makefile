@@ -1,5 +1,5 @@
 # The two commands of README.md, and a few that they are made of. All of them need root.
-.PHONY: demo test build lint deny csi-sanity
+.PHONY: demo test soak csi-sanity kubernetes-e2e build lint deny
 
 demo:
 	./scripts/prerequisites
@@ -16,6 +16,14 @@ csi-sanity:
 	./scripts/prerequisites
 	cargo build --release --locked --workspace --bins
 	cargo test --release --locked --workspace --test csi_sanity
+
+# PostgreSQL under fire, as long as wanted: `make soak ROUNDS=500 SEED=7`.
+ROUNDS ?= 50
+SEED ?= 0
+soak:
+	./scripts/prerequisites
+	cargo build --release --locked --workspace --bins
+	target/release/holdfast lab soak --rounds $(ROUNDS) --seed $(SEED)
 
 build:
 	cargo build --release --locked --workspace --bins

@@ -4,7 +4,7 @@ use crate::layout::Layout;
 use crate::net::Cut;
 use crate::process::{ProcessId, named_in_network_namespace, wait_until};
 use crate::state::{Registry, State, check_nodes, lock};
-use crate::{daemons, down, machine, net, pool, rpc};
+use crate::{daemons, disk, down, machine, net, pool, rpc};
 use anyhow::{Context as _, Result, bail, ensure};
 use client::Client;
 use nix::sys::signal::Signal;
@@ -32,6 +32,26 @@ pub struct Plan {
     pub pool_bytes: u64,
     /// Nodes with a kernel of their own ([`machine`]).
     pub machines: BTreeSet<u64>,
+    /// Whether the pools are on disks whose power can be cut ([`disk`]).
+    pub disks: bool,
+    /// After how many seconds a lost copy is replaced (R27), if not the usual time.
+    pub replace_after_seconds: Option<u64>,
+}
+
+impl Plan {
+    /// The usual lab of `nodes` nodes in `dir`.
+    #[must_use]
+    pub fn new(dir: PathBuf, nodes: u64) -> Self {
+        let machines = BTreeSet::new();
+        Self {
+            dir,
+            nodes,
+            pool_bytes: POOL_BYTES,
+            machines,
+            disks: false,
+            replace_after_seconds: None,
+        }
+    }
 }
 
 /// A lab of this machine.
@@ -99,6 +119,8 @@ impl Lab {
             controller_node,
             pool_bytes: plan.pool_bytes,
             machines: plan.machines.clone(),
+            disks: plan.disks,
+            replace_after_seconds: plan.replace_after_seconds,
             programs,
             pools: BTreeMap::new(),
             daemons: BTreeMap::new(),
@@ -107,14 +129,23 @@ impl Lab {
         {
             let _lock = lock(&plan.dir)?;
             net::make_hub(&layout)?;
+            if plan.disks {
+                daemons::share_mounts(&plan.dir)?;
+            }
             for node in 1..=plan.nodes {
                 net::make_node(&layout, node)?;
                 fs::create_dir_all(layout.node_dir(node))?;
                 let pool = if plan.machines.contains(&node) {
                     net::hand_over(&layout, node)?;
-                    machine::make(&layout, node, plan.pool_bytes)?
+                    machine::make(&layout, node, &state.programs, plan.pool_bytes)?
                 } else {
-                    pool::make(&layout, node, plan.pool_bytes)?
+                    let file = pool::make(&layout, node, plan.pool_bytes)?;
+                    pool::attach(&if plan.disks {
+                        daemons::new_boot_id(&layout, node)?;
+                        disk::start(&layout, node, &state.programs, &file)?
+                    } else {
+                        file
+                    })?
                 };
                 state.pools.insert(node, pool);
                 state.save(&plan.dir)?;
@@ -194,6 +225,27 @@ impl Lab {
     pub fn crash(&self, node: u64) -> Result<()> {
         self.check_node(node)?;
         daemons::crash(&self.layout, node)
+    }
+
+    /// Cuts the power of a node of a lab with disks: its processes are gone, its disk loses what was
+    /// not flushed, by `seed`, and the next boot of its host is another one. The disk is off until
+    /// [`Lab::set_disk`].
+    ///
+    /// # Errors
+    /// If there is no such node or disk, or a process will not go.
+    pub fn cut_power(&self, node: u64, seed: u64) -> Result<disk::Loss> {
+        self.crash(node)?;
+        daemons::new_boot_id(&self.layout, node)?;
+        disk::cut_power(&self.layout, node, seed)
+    }
+
+    /// Has the disk of a node fail, hang, or be well again.
+    ///
+    /// # Errors
+    /// If there is no such node or disk.
+    pub fn set_disk(&self, node: u64, mode: disk::Mode) -> Result<()> {
+        self.check_node(node)?;
+        disk::set_mode(&self.layout, node, mode)
     }
 
     /// Sends a signal to one daemon of a node, and waits until it is gone if `patience` says so.

@@ -6,9 +6,8 @@ use crate::layout::Layout;
 use crate::machine::relay;
 use crate::state::{Registry, State};
 use crate::story::{self, Options, Palette};
-use crate::{down, ledger, net, witness};
+use crate::{disk, down, ledger, net, witness};
 use anyhow::{Context as _, Result, bail};
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -119,6 +118,9 @@ enum Command {
     /// The way to the control API of a node that is a machine.
     #[command(hide = true)]
     Relay(relay::Arguments),
+    /// The disk under a node's pool, whose power can be cut.
+    #[command(hide = true)]
+    Disk(disk::Arguments),
     /// The demo's witnesses on the node that is cut off.
     #[command(hide = true)]
     Witness {
@@ -135,10 +137,9 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     match arguments.command {
         Command::Up { place, nodes, pool_gib, machines } => {
             let plan = Plan {
-                dir: absolute(&place.dir)?,
-                nodes,
                 pool_bytes: pool_gib << 30,
                 machines: machines.into_iter().collect(),
+                ..Plan::new(absolute(&place.dir)?, nodes)
             };
             up(&plan).await
         }
@@ -157,6 +158,9 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         Command::Soak { place, rounds, seed, keep } => soak(&place, rounds, seed, keep).await,
         Command::Ledger(arguments) => ledger::run(arguments).await,
         Command::Relay(arguments) => relay::run(arguments).await,
+        Command::Disk(arguments) => {
+            tokio::task::spawn_blocking(move || disk::run(&arguments)).await?
+        }
         Command::Witness { witness } => witness::run(witness).await,
     }
 }
@@ -203,12 +207,7 @@ async fn up(plan: &Plan) -> Result<()> {
 }
 
 async fn demo(place: &Place, out: PathBuf, keep: bool) -> Result<()> {
-    let plan = Plan {
-        dir: absolute(&place.dir)?,
-        nodes: 3,
-        pool_bytes: POOL_BYTES,
-        machines: BTreeSet::new(),
-    };
+    let plan = Plan::new(absolute(&place.dir)?, 3);
     let ours = !known(&plan.dir)?;
     let options = Options { plan, out, quiet: false };
     let told_to_end = told_to_end()?;
@@ -233,12 +232,7 @@ async fn demo(place: &Place, out: PathBuf, keep: bool) -> Result<()> {
 }
 
 async fn soak(place: &Place, rounds: u32, seed: u64, keep: bool) -> Result<()> {
-    let plan = Plan {
-        dir: absolute(&place.dir)?,
-        nodes: 3,
-        pool_bytes: POOL_BYTES,
-        machines: BTreeSet::new(),
-    };
+    let plan = Plan::new(absolute(&place.dir)?, 3);
     let ours = !known(&plan.dir)?;
     let options = fire::Options { plan, rounds, seed };
     let told_to_end = told_to_end()?;

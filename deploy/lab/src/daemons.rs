@@ -1,8 +1,9 @@
 //! Starting and ending the daemons of a node.
 
+use crate::disk;
 use crate::layout::Layout;
 use crate::machine;
-use crate::process::{ProcessId, in_network_namespace, kill_all};
+use crate::process::{ProcessId, end_network_namespace, in_network_namespace, kill_all};
 use crate::state::State;
 use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CloneFlags, setns};
@@ -70,6 +71,8 @@ struct ReplicatorConfig {
     control_socket: PathBuf,
     pool: PathBuf,
     priority_io: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replace_after_seconds: Option<u64>,
     log: String,
     peers: Vec<Peer>,
 }
@@ -105,6 +108,7 @@ pub fn configure(layout: &Layout, state: &State, node: u64) -> Result<()> {
         control_socket,
         pool,
         priority_io: "high".into(),
+        replace_after_seconds: state.replace_after_seconds,
         log: std::env::var("HOLDFAST_LOG").unwrap_or_else(|_| "info".into()),
         peers: (1..=state.nodes).map(peer).collect(),
     };
@@ -160,12 +164,49 @@ fn command(
         return (layout.hub(), state.programs.join(HOLDFAST), arguments);
     }
     let program = state.programs.join(daemon);
+    if daemon == REPLICATOR && state.disks {
+        return (namespace, "unshare".into(), with_boot_id(layout, state, node, &program));
+    }
     if daemon == REPLICATOR && state.machines.contains(&node) {
+        let pool = state.pools.get(&node).map(PathBuf::as_path).unwrap_or(Path::new(""));
         let (kernel, arguments) =
-            machine::command(layout, node, &program, &config_file(layout, node));
+            machine::command(layout, node, pool, &program, &config_file(layout, node));
         return (namespace, kernel, arguments);
     }
     (namespace, program, arguments(layout, state, node, daemon))
+}
+
+/// Runs the program whose words follow with the boot id in the file `$1`. Its mounts are the machine's
+/// all the same, below the lab's directory.
+const WITH_BOOT_ID: &str = "mount --make-private /proc && \
+    mount --bind \"$1\" /proc/sys/kernel/random/boot_id && shift && exec \"$@\"";
+
+fn with_boot_id(layout: &Layout, state: &State, node: u64, replicator: &Path) -> Vec<OsString> {
+    let words = ["--mount", "--propagation=unchanged", "sh", "-c", WITH_BOOT_ID, "sh"];
+    let mut all: Vec<OsString> = words.map(OsString::from).into();
+    all.extend([layout.boot_id_file(node).into(), replicator.into()]);
+    all.extend(arguments(layout, state, node, REPLICATOR));
+    all
+}
+
+/// The next start of the replicator of `node` is on another boot of its host.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn new_boot_id(layout: &Layout, node: u64) -> Result<()> {
+    let file = layout.boot_id_file(node);
+    fs::write(&file, format!("{}\n", uuid::Uuid::new_v4()))
+        .with_context(|| format!("writing {}", file.display()))
+}
+
+/// Makes what a process with mounts of its own mounts below `dir` a mount of the machine.
+///
+/// # Errors
+/// If `mount` fails.
+pub fn share_mounts(dir: &Path) -> Result<()> {
+    let dir = dir.to_string_lossy();
+    crate::exec::run("mount", &["--bind", &dir, &dir])?;
+    crate::exec::run("mount", &["--make-shared", &dir]).map(drop)
 }
 
 fn arguments(layout: &Layout, state: &State, node: u64, daemon: &str) -> Vec<OsString> {
@@ -212,6 +253,7 @@ pub fn start(layout: &Layout, state: &mut State, node: u64) -> Result<()> {
         }
         if name == REPLICATOR && state.machines.contains(&node) {
             machine::forget_last(layout, node)?;
+            disk::set_mode(layout, node, disk::Mode::Fine)?;
         }
         let (namespace, program, arguments) = command(layout, state, node, name);
         let process = spawn(
@@ -279,6 +321,8 @@ pub fn kill(layout: &Layout, state: &State, node: u64) -> Result<()> {
         kill_all(&[*kernel], KILL_PATIENCE)?;
         let namespace = layout.namespace(node);
         processes.extend(in_network_namespace(&Layout::namespace_path(&namespace))?);
+        // Another chance for every loss of power.
+        disk::cut_power(layout, node, kernel.start_time)?;
     }
     kill_all(&processes, KILL_PATIENCE)
 }
@@ -290,11 +334,7 @@ pub fn kill(layout: &Layout, state: &State, node: u64) -> Result<()> {
 /// If a process will not go.
 pub fn crash(layout: &Layout, node: u64) -> Result<()> {
     let namespace = Layout::namespace_path(&layout.namespace(node));
-    // A second look: what was being started during the first.
-    for _ in 0..2 {
-        kill_all(&in_network_namespace(&namespace)?, KILL_PATIENCE)?;
-    }
-    Ok(())
+    end_network_namespace(&namespace, KILL_PATIENCE)
 }
 
 /// One daemon of a node.

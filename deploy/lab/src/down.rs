@@ -6,7 +6,7 @@
 
 use crate::layout::{Layout, number_of_namespace};
 use crate::pool::{LoopDevice, detach, loop_devices};
-use crate::process::{in_network_namespace, kill_all, wait_until};
+use crate::process::{end_network_namespace, wait_until};
 use crate::state::{REGISTRY, Registry, namespaces};
 use crate::{exec, net};
 use anyhow::{Context as _, Result, bail};
@@ -44,7 +44,10 @@ impl Failures {
 /// If something is left.
 pub fn lab(layout: &Layout) -> Result<()> {
     let mut failures = Failures::default();
-    let ours = |name: &String| number_of_namespace(name) == Some(layout.number);
+    // Ended before, its number may be another lab's by now.
+    let number = Registry::default().list()?.remove(&layout.number);
+    let given_away = number.is_some_and(|dir| dir != layout.dir);
+    let ours = |name: &String| !given_away && number_of_namespace(name) == Some(layout.number);
     let namespaces: Vec<String> = namespaces().into_iter().filter(ours).collect();
     end_processes(&namespaces, &mut failures);
     release_storage(&layout.dir, &mut failures);
@@ -52,7 +55,7 @@ pub fn lab(layout: &Layout) -> Result<()> {
         failures.note(net::remove(namespace));
     }
     failures.note(remove_directory(&layout.dir));
-    if failures.0.is_empty() {
+    if failures.0.is_empty() && !given_away {
         failures.note(Registry::default().release(layout.number));
     }
     failures.into_result()
@@ -91,9 +94,7 @@ fn end_processes(namespaces: &[String], failures: &mut Failures) {
     for _ in 0..2 {
         for namespace in namespaces {
             let path = Layout::namespace_path(namespace);
-            if let Some(processes) = failures.note(in_network_namespace(&path)) {
-                failures.note(kill_all(&processes, KILL_PATIENCE));
-            }
+            failures.note(end_network_namespace(&path, KILL_PATIENCE));
         }
     }
 }
@@ -110,6 +111,7 @@ fn release_storage(dir: &Path, failures: &mut Failures) {
         .map(|device| device.device)
         .collect();
     let mounts = failures.note(mounts_below(dir, &devices)).unwrap_or_default();
+    let (own, mounts): (Vec<_>, Vec<_>) = mounts.into_iter().partition(|mount| mount.point == dir);
     let (fuse, other): (Vec<_>, Vec<_>) =
         mounts.into_iter().partition(|mount| mount.kind.starts_with("fuse"));
     for mount in other.iter().rev() {
@@ -123,7 +125,8 @@ fn release_storage(dir: &Path, failures: &mut Failures) {
     if !devices.is_empty() && !wait_until(LOOP_PATIENCE, gone) {
         failures.note::<()>(Err(anyhow::anyhow!("a loop device of {devices:?} is still in use")));
     }
-    for mount in fuse.iter().rev() {
+    // What is mounted on the directory itself goes last: it hides what is below.
+    for mount in fuse.iter().rev().chain(&own) {
         failures.note(unmount(mount));
     }
 }

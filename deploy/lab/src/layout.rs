@@ -99,6 +99,24 @@ impl Layout {
         self.node_dir(node).join(format!("{POOL_PREFIX}{}-n{node}.pool", self.number))
     }
 
+    /// Where the disk under the pool of `node` is mounted, if it is one of ours ([`crate::disk`]).
+    #[must_use]
+    pub fn disk_dir(&self, node: u64) -> PathBuf {
+        self.node_dir(node).join("disk")
+    }
+
+    /// Unix socket that tells the disk of `node` what shall go wrong.
+    #[must_use]
+    pub fn disk_socket(&self, node: u64) -> PathBuf {
+        self.node_dir(node).join("disk.sock")
+    }
+
+    /// What the replicator of `node` takes for the boot id of its host, if its disk is one of ours.
+    #[must_use]
+    pub fn boot_id_file(&self, node: u64) -> PathBuf {
+        self.node_dir(node).join("boot_id")
+    }
+
     /// The replicator's Unix socket on `node`.
     #[must_use]
     pub fn control_socket(&self, node: u64) -> PathBuf {

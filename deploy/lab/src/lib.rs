@@ -10,6 +10,7 @@ pub mod clock;
 pub mod cluster;
 pub mod command;
 pub mod daemons;
+pub mod disk;
 pub mod down;
 pub mod exec;
 pub mod fire;

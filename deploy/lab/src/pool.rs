@@ -6,15 +6,14 @@ use anyhow::{Context as _, Result};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
-/// Makes the file of a node's pool and a loop device on it; the device is blank.
+/// Makes the file of a node's pool; it is blank.
 ///
 /// # Errors
-/// If `truncate` or `losetup` fails.
+/// If `truncate` fails.
 pub fn make(layout: &Layout, node: u64, bytes: u64) -> Result<PathBuf> {
     let file = layout.pool_file(node);
-    let path = file.to_string_lossy();
-    run("truncate", &["-s", &bytes.to_string(), &path])?;
-    attach(&file)
+    run("truncate", &["-s", &bytes.to_string(), &file.to_string_lossy()])?;
+    Ok(file)
 }
 
 /// A loop device with direct I/O and 4096-byte blocks on `file`.

@@ -101,6 +101,28 @@ pub fn named_in_network_namespace(namespace: &Path, name: &str) -> Result<Vec<Pr
     Ok(found)
 }
 
+/// Ends every process of a network namespace, as a machine that stops: none of them sees another one
+/// die and does something about it, such as starting a successor.
+///
+/// # Errors
+/// If one is still there after `patience` (stuck in the kernel).
+pub fn end_network_namespace(namespace: &Path, patience: Duration) -> Result<()> {
+    let mut stopped: Vec<ProcessId> = Vec::new();
+    loop {
+        let fresh: Vec<ProcessId> = in_network_namespace(namespace)?
+            .into_iter()
+            .filter(|process| !stopped.contains(process))
+            .collect();
+        if fresh.is_empty() {
+            return kill_all(&stopped, patience);
+        }
+        for process in &fresh {
+            process.signal(Signal::SIGSTOP)?;
+        }
+        stopped.extend(fresh);
+    }
+}
+
 /// SIGKILLs all of `processes` and waits until they are gone.
 ///
 /// # Errors

@@ -29,6 +29,12 @@ pub struct State {
     pub pool_bytes: u64,
     /// Nodes with a kernel of their own.
     pub machines: BTreeSet<u64>,
+    /// Whether the pools are on disks whose power can be cut ([`crate::disk`]).
+    #[serde(default)]
+    pub disks: bool,
+    /// After how many seconds a lost copy is replaced (R27), if not the usual time.
+    #[serde(default)]
+    pub replace_after_seconds: Option<u64>,
     /// Directory of the four programs.
     pub programs: PathBuf,
     /// Loop device of each node's pool; for a machine, the file that is its disk.
@@ -222,6 +228,8 @@ mod tests {
             nodes: 3,
             controller_node: 3,
             pool_bytes: 1,
+            disks: false,
+            replace_after_seconds: None,
             machines: BTreeSet::from([2]),
             programs: PathBuf::from("/bin"),
             pools: BTreeMap::from([(1, PathBuf::from("/dev/loop0"))]),

@@ -88,7 +88,7 @@ pub async fn lab_beside(nodes: u64) -> Result<TestLab> {
 }
 
 async fn up(nodes: u64, machines: BTreeSet<u64>) -> Result<TestLab> {
-    let plan = Plan { dir: fresh_dir(), nodes, pool_bytes: 4 << 30, machines };
+    let plan = Plan { pool_bytes: 4 << 30, machines, ..Plan::new(fresh_dir(), nodes) };
     match Lab::up(&plan).await {
         Ok(lab) => Ok(TestLab { lab, _turn: None }),
         Err(error) => {

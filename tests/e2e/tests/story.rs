@@ -4,7 +4,6 @@
 use e2e::{fresh_dir, turn};
 use lab::story::{self, Options};
 use lab::{Lab, Plan};
-use std::collections::BTreeSet;
 use std::path::Path;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -12,7 +11,7 @@ async fn postgres_outlives_its_node() {
     let _turn = turn().await;
     let dir = fresh_dir();
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("story");
-    let plan = Plan { dir: dir.clone(), nodes: 3, pool_bytes: 10 << 30, machines: BTreeSet::new() };
+    let plan = Plan::new(dir.clone(), 3);
     let told = story::run(&Options { plan, out: out.clone(), quiet: true }).await;
     // Ended in any case; what is left of a lab that did not come up is found by its directory.
     let ended = Lab::open(&dir).and_then(|lab| lab.down());

@@ -28,7 +28,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("csi-common", &["types", "client", "proto"]),
     ("csi-node", &["types", "client", "proto", "csi-common"]),
     ("csi-controller", &["types", "client", "proto", "csi-common"]),
-    ("lab", &["types", "client", "proto"]),
+    ("lab", &["types", "hostio", "frontend", "client", "proto"]),
     ("cli", &["types", "client", "proto", "lab"]),
     ("kit", &["types", "wire"]),
     ("crash", &["types", "wire", "store", "metadata", "replicator", "kit"]),

@@ -2,6 +2,7 @@
 
 use crate::cluster::Lab;
 use crate::daemons::{CSI_CONTROLLER, CSI_NODE, DEVICE_HOLDER, REPLICATOR};
+use crate::disk::Mode;
 use crate::layout::{CONTROL_PORT, DATA_PORT, Layout};
 use crate::net::Cut;
 use crate::process::in_network_namespace;
@@ -14,6 +15,12 @@ use std::time::Duration;
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
 /// How long a daemon lies dead before its supervisor starts it again.
 const SUPERVISOR: Duration = Duration::from_millis(300);
+/// How long a host takes from the loss of power to the start of its daemons.
+const REBOOT: Duration = Duration::from_secs(1);
+/// After so many seconds a lost copy is replaced in a soak's lab (R27).
+pub(super) const REPLACE_AFTER_SECONDS: u64 = 20;
+/// How long a node is away that has its copy replaced.
+const ABSENCE: Duration = Duration::from_secs(REPLACE_AFTER_SECONDS + 6);
 /// How long a cut lasts: long enough for a failover.
 const CUT: Duration = Duration::from_secs(7);
 /// How long a freeze lasts: long enough for everything of the frozen one to have been given up.
@@ -41,12 +48,31 @@ pub enum Harm {
     Upgrade,
     /// SIGKILL of everything on the node, the pod's processes included.
     Crash,
+    /// [`Harm::Crash`] for so long that the node's copy is replaced.
+    Absence,
+    /// [`Harm::Crash`], and what the disk had not flushed is lost, kept or torn.
+    PowerCut,
+    /// Every request to the disk of the pool fails.
+    DiskErrors,
+    /// The disk of the pool answers no request.
+    DiskHangs,
     /// Traffic is dropped.
     Cut(Cut),
     /// SIGSTOP of the replicator.
     Freeze,
     /// SIGSTOP of everything on the node.
     FreezeAll,
+}
+
+/// When it happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// Under load, with everything whole.
+    Calm,
+    /// While a copy is brought up to date.
+    Resync,
+    /// While the volume is attached.
+    Attach,
 }
 
 /// One fault of a round.
@@ -56,31 +82,54 @@ pub struct Fault {
     pub victim: Victim,
     /// What.
     pub harm: Harm,
+    /// When.
+    pub when: When,
+}
+
+const fn on(victim: Victim, harm: Harm) -> Fault {
+    Fault { victim, harm, when: When::Calm }
+}
+
+const fn during(when: When, victim: Victim, harm: Harm) -> Fault {
+    Fault { victim, harm, when }
 }
 
 /// All faults; a soak goes through them in shuffled order, again and again.
 pub const FAULTS: &[Fault] = &[
-    Fault { victim: Victim::Pod, harm: Harm::Kill(REPLICATOR) },
-    Fault { victim: Victim::Pod, harm: Harm::Cut(Cut::All) },
-    Fault { victim: Victim::Copy, harm: Harm::Kill(REPLICATOR) },
-    Fault { victim: Victim::Pod, harm: Harm::Cut(Cut::Port(DATA_PORT)) },
-    Fault { victim: Victim::Copy, harm: Harm::Freeze },
-    Fault { victim: Victim::Pod, harm: Harm::Crash },
-    Fault { victim: Victim::Pod, harm: Harm::Upgrade },
-    Fault { victim: Victim::Pod, harm: Harm::Freeze },
-    Fault { victim: Victim::All, harm: Harm::Crash },
-    Fault { victim: Victim::Pod, harm: Harm::Cut(Cut::Port(CONTROL_PORT)) },
-    Fault { victim: Victim::Copy, harm: Harm::Cut(Cut::All) },
-    Fault { victim: Victim::Pod, harm: Harm::Cut(Cut::Incoming) },
-    Fault { victim: Victim::Vote, harm: Harm::Kill(REPLICATOR) },
-    Fault { victim: Victim::Pod, harm: Harm::Kill(CSI_NODE) },
-    Fault { victim: Victim::Vote, harm: Harm::Kill(CSI_CONTROLLER) },
-    Fault { victim: Victim::Pod, harm: Harm::Kill(DEVICE_HOLDER) },
-    Fault { victim: Victim::Pod, harm: Harm::Cut(Cut::Outgoing) },
-    Fault { victim: Victim::Copy, harm: Harm::Crash },
-    Fault { victim: Victim::Pod, harm: Harm::FreezeAll },
-    Fault { victim: Victim::Copy, harm: Harm::Upgrade },
-    Fault { victim: Victim::All, harm: Harm::Kill(REPLICATOR) },
+    on(Victim::Pod, Harm::Kill(REPLICATOR)),
+    on(Victim::Pod, Harm::Cut(Cut::All)),
+    on(Victim::Copy, Harm::PowerCut),
+    on(Victim::Pod, Harm::Cut(Cut::Port(DATA_PORT))),
+    on(Victim::Copy, Harm::Freeze),
+    on(Victim::All, Harm::PowerCut),
+    on(Victim::Copy, Harm::DiskErrors),
+    on(Victim::Pod, Harm::Freeze),
+    during(When::Resync, Victim::Pod, Harm::Kill(REPLICATOR)),
+    on(Victim::Pod, Harm::Cut(Cut::Port(CONTROL_PORT))),
+    during(When::Attach, Victim::Pod, Harm::Kill(REPLICATOR)),
+    on(Victim::Pod, Harm::Cut(Cut::Incoming)),
+    // A short soak has those above.
+    on(Victim::Pod, Harm::PowerCut),
+    on(Victim::Pod, Harm::DiskErrors),
+    on(Victim::Copy, Harm::Absence),
+    on(Victim::Pod, Harm::Crash),
+    on(Victim::All, Harm::Crash),
+    on(Victim::Copy, Harm::Kill(REPLICATOR)),
+    on(Victim::Copy, Harm::Cut(Cut::All)),
+    on(Victim::Copy, Harm::DiskHangs),
+    on(Victim::Pod, Harm::DiskHangs),
+    on(Victim::Vote, Harm::Kill(REPLICATOR)),
+    on(Victim::Pod, Harm::Kill(CSI_NODE)),
+    on(Victim::Vote, Harm::Kill(CSI_CONTROLLER)),
+    on(Victim::Pod, Harm::Kill(DEVICE_HOLDER)),
+    on(Victim::Pod, Harm::Cut(Cut::Outgoing)),
+    on(Victim::Copy, Harm::Crash),
+    on(Victim::Pod, Harm::FreezeAll),
+    on(Victim::Pod, Harm::Upgrade),
+    on(Victim::Copy, Harm::Upgrade),
+    on(Victim::All, Harm::Kill(REPLICATOR)),
+    during(When::Resync, Victim::Copy, Harm::PowerCut),
+    during(When::Attach, Victim::Copy, Harm::Kill(REPLICATOR)),
 ];
 
 impl fmt::Display for Fault {
@@ -91,10 +140,19 @@ impl fmt::Display for Fault {
             Victim::Vote => "the third node",
             Victim::All => "all nodes",
         };
+        match self.when {
+            When::Calm => {}
+            When::Resync => write!(f, "during a resync: ")?,
+            When::Attach => write!(f, "during an attach: ")?,
+        }
         match self.harm {
             Harm::Kill(program) => write!(f, "kill -9 of {program} on {victim}"),
             Harm::Upgrade => write!(f, "replicator upgraded on {victim}"),
             Harm::Crash => write!(f, "crash of {victim}"),
+            Harm::Absence => write!(f, "long absence of {victim}"),
+            Harm::PowerCut => write!(f, "loss of power of {victim}"),
+            Harm::DiskErrors => write!(f, "disk of {victim} fails"),
+            Harm::DiskHangs => write!(f, "disk of {victim} hangs"),
             Harm::Cut(Cut::All) => write!(f, "cable of {victim} cut"),
             Harm::Cut(Cut::Incoming) => write!(f, "{victim} hears nothing"),
             Harm::Cut(Cut::Outgoing) => write!(f, "{victim} is not heard"),
@@ -113,16 +171,25 @@ impl Fault {
     pub fn lasts(&self) -> Duration {
         match self.harm {
             Harm::Kill(_) | Harm::Upgrade => SUPERVISOR,
-            Harm::Crash | Harm::Cut(_) => CUT,
-            Harm::Freeze | Harm::FreezeAll => FREEZE,
+            // The stall of the database lasts at least as long.
+            Harm::Crash | Harm::PowerCut if self.victim == Victim::All => REBOOT,
+            // The copy's node is soon back, and nothing is moved meanwhile.
+            _ if self.when != When::Calm => REBOOT,
+            Harm::Crash | Harm::PowerCut | Harm::DiskErrors | Harm::Cut(_) => CUT,
+            Harm::Freeze | Harm::FreezeAll | Harm::DiskHangs => FREEZE,
+            Harm::Absence => ABSENCE,
         }
     }
 
-    /// Does it to `nodes`.
+    /// Does it to `nodes`; `seed` chooses what is left on a disk whose power was cut.
     ///
     /// # Errors
     /// If it cannot be done; what was done stays.
-    pub fn strike(&self, lab: &Lab, nodes: &[u64]) -> Result<()> {
+    pub fn strike(&self, lab: &Lab, nodes: &[u64], seed: u64) -> Result<()> {
+        if self.harm == Harm::PowerCut {
+            // All at once: none of them outlives another one.
+            nodes.iter().try_for_each(|node| lab.crash(*node))?;
+        }
         for node in nodes {
             match self.harm {
                 Harm::Kill(DEVICE_HOLDER) => {
@@ -141,7 +208,12 @@ impl Fault {
                 Harm::Upgrade => {
                     lab.signal(*node, REPLICATOR, Signal::SIGTERM, Some(KILL_PATIENCE))?;
                 }
-                Harm::Crash => lab.crash(*node)?,
+                Harm::Crash | Harm::Absence => lab.crash(*node)?,
+                Harm::PowerCut => {
+                    lab.cut_power(*node, seed.wrapping_add(*node))?;
+                }
+                Harm::DiskErrors => lab.set_disk(*node, Mode::Errors)?,
+                Harm::DiskHangs => lab.set_disk(*node, Mode::Hangs)?,
                 Harm::Cut(cut) => lab.cut_some(*node, cut)?,
                 Harm::Freeze => lab.signal(*node, REPLICATOR, Signal::SIGSTOP, None)?,
                 Harm::FreezeAll => signal_all(lab, *node, Signal::SIGSTOP)?,
@@ -160,7 +232,13 @@ impl Fault {
                 Harm::Cut(_) => lab.heal(*node)?,
                 Harm::Freeze => lab.signal(*node, REPLICATOR, Signal::SIGCONT, None)?,
                 Harm::FreezeAll => signal_all(lab, *node, Signal::SIGCONT)?,
-                Harm::Kill(_) | Harm::Upgrade | Harm::Crash => {}
+                Harm::PowerCut | Harm::DiskHangs => lab.set_disk(*node, Mode::Fine)?,
+                Harm::DiskErrors => {
+                    lab.set_disk(*node, Mode::Fine)?;
+                    // What a daemon has seen failing it does not touch again (R13).
+                    lab.signal(*node, REPLICATOR, Signal::SIGTERM, Some(KILL_PATIENCE))?;
+                }
+                Harm::Kill(_) | Harm::Upgrade | Harm::Crash | Harm::Absence => {}
             }
         }
         for node in 1..=lab.nodes {

@@ -7,14 +7,15 @@
 mod fault;
 mod pod;
 
-pub use fault::{FAULTS, Fault, Harm, Victim};
+pub use fault::{FAULTS, Fault, Harm, Victim, When};
 
 use crate::clock;
 use crate::cluster::{Lab, Plan};
-use crate::daemons::{HOLDFAST, spawn};
+use crate::daemons::{HOLDFAST, REPLICATOR, spawn};
 use crate::kubelet::{Claim, Kubelet};
 use crate::ledger::{self, Files};
 use crate::process::{ProcessId, wait_until};
+use crate::rpc;
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use pod::Pod;
@@ -32,6 +33,8 @@ const LEDGER_CLIENTS: u32 = 4;
 const CALM: Duration = Duration::from_millis(1500);
 /// Longest wait for the cluster to be whole again after a fault.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// Longest wait for a resync to begin.
+const RESYNC_PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -89,7 +92,7 @@ pub async fn run(options: &Options, mut tell: impl FnMut(&str)) -> Result<Tally>
         let fault = order.next();
         let before = clock::now();
         let line = format!("round {round}: {fault}");
-        soak.round(fault).await.with_context(|| line.clone())?;
+        soak.round(fault, order.number()).await.with_context(|| line.clone())?;
         let stall = soak.judge(&mut tally, before).await.with_context(|| line.clone())?;
         tally.rounds = round;
         if stall > tally.longest_stall_ms {
@@ -133,11 +136,16 @@ impl Order {
 
     fn shuffle(&mut self, faults: &mut [Fault]) {
         for at in (1..faults.len()).rev() {
-            self.random ^= self.random << 13;
-            self.random ^= self.random >> 7;
-            self.random ^= self.random << 17;
-            faults.swap(at, (self.random % (at as u64 + 1)) as usize);
+            let number = self.number();
+            faults.swap(at, (number % (at as u64 + 1)) as usize);
         }
+    }
+
+    fn number(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random
     }
 
     fn next(&mut self) -> Fault {
@@ -152,7 +160,12 @@ impl Order {
 
 impl Soak {
     async fn start(options: &Options, fs_type: &'static str) -> Result<Self> {
-        let lab = Lab::up(&options.plan).await?;
+        let plan = Plan {
+            disks: true,
+            replace_after_seconds: Some(fault::REPLACE_AFTER_SECONDS),
+            ..options.plan.clone()
+        };
+        let lab = Lab::up(&plan).await?;
         let kubelet = Kubelet::new(&lab.layout, lab.controller_node);
         let claim = Claim {
             name: "pvc-soak".into(),
@@ -185,7 +198,12 @@ impl Soak {
     /// The nodes that a fault hits.
     async fn victims(&self, victim: Victim) -> Result<Vec<u64>> {
         let volume = self.lab.client(1)?.get_volume(&self.pod.volume.volume_id).await?;
-        let copies: Vec<u64> = volume.replicas.iter().map(|replica| replica.node).collect();
+        let copies: Vec<u64> = volume
+            .replicas
+            .iter()
+            .filter(|replica| replica.in_sync)
+            .map(|replica| replica.node)
+            .collect();
         let other = |node: &u64| *node != self.pod.node;
         let all = 1..=self.lab.nodes;
         Ok(match victim {
@@ -199,10 +217,28 @@ impl Soak {
     }
 
     /// Calm, the fault, its end, and everything whole again.
-    async fn round(&mut self, fault: Fault) -> Result<()> {
+    async fn round(&mut self, fault: Fault, seed: u64) -> Result<()> {
         sleep(CALM).await;
         let nodes = self.victims(fault.victim).await?;
-        fault.strike(&self.lab, &nodes)?;
+        match fault.when {
+            When::Calm => fault.strike(&self.lab, &nodes, seed)?,
+            When::Resync => {
+                self.begin_resync().await?;
+                fault.strike(&self.lab, &nodes, seed)?;
+            }
+            When::Attach => {
+                let Self { lab, pod, .. } = self;
+                let strike = async {
+                    sleep(Duration::from_millis(seed % 400)).await;
+                    fault.strike(lab, &nodes, seed)?;
+                    sleep(fault.lasts()).await;
+                    fault.undo(lab, &nodes)
+                };
+                pod.stop().await?;
+                let (brought, struck) = tokio::join!(pod.start(), strike);
+                brought.and(struck)?;
+            }
+        }
         let end = Instant::now() + fault.lasts();
         while Instant::now() < end {
             self.be_kubelet(&nodes).await?;
@@ -219,15 +255,43 @@ impl Soak {
         }
     }
 
+    /// One copy has missed some writes and is being brought up to date.
+    async fn begin_resync(&self) -> Result<()> {
+        let copies = self.victims(Victim::Copy).await?;
+        let patience = Some(Duration::from_secs(20));
+        for node in &copies {
+            self.lab.signal(*node, REPLICATOR, Signal::SIGKILL, patience)?;
+        }
+        let mut fill = self.pod.postgres.local_tool("pgbench");
+        fill.args(["--initialize", "--scale=3", "--quiet"]);
+        crate::exec::run_async(fill).await?;
+        for node in &copies {
+            self.lab.start(*node)?;
+        }
+        let client = self.lab.local_client(self.pod.node)?.with_deadline(PATIENCE);
+        let end = Instant::now() + RESYNC_PATIENCE;
+        while Instant::now() < end {
+            let attachment = client.get_attachment(&self.pod.volume.volume_id).await?;
+            if attachment.replicas.iter().any(|replica| replica.role == "resyncing") {
+                return Ok(());
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+        // It was over between two looks: then this round is as good as one in a calm.
+        Ok(())
+    }
+
     /// Moves the pod when its node is called lost, restarts it when it has died; `struck` are nodes that
     /// kubelet cannot reach now.
     async fn be_kubelet(&mut self, struck: &[u64]) -> Result<()> {
-        let all_struck = struck.len() == usize::try_from(self.lab.nodes)?;
-        if all_struck {
+        let reachable: Vec<u64> =
+            (1..=self.lab.nodes).filter(|node| !struck.contains(node)).collect();
+        if reachable.is_empty() {
             return Ok(());
         }
-        let reachable = (1..=self.lab.nodes).find(|node| !struck.contains(node)).unwrap_or(1);
-        let client = self.lab.local_client(reachable)?.with_deadline(Duration::from_millis(500));
+        // Whichever of them leads.
+        let client = rpc::replicators(&self.lab.layout, reachable)?;
+        let client = client.with_deadline(Duration::from_millis(500));
         let Ok(cluster) = client.get_cluster().await else { return Ok(()) };
         let lost = |node: u64| cluster.nodes.iter().any(|n| n.node == node && n.state == "lost");
         let at = self.pod.node;

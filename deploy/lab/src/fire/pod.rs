@@ -68,6 +68,17 @@ impl Pod {
     pub(super) async fn restart(&mut self) -> Result<()> {
         self.postgres.kill().context("the old PostgreSQL is stuck")?;
         self.kubelet.take_down(self.node, &self.volume, PATIENCE).await?;
+        self.start().await
+    }
+
+    /// Ends it cleanly, and takes its volume from the node.
+    pub(super) async fn stop(&mut self) -> Result<()> {
+        self.postgres.stop()?;
+        self.kubelet.take_down(self.node, &self.volume, PATIENCE).await.map(drop)
+    }
+
+    /// Starts it where it was.
+    pub(super) async fn start(&mut self) -> Result<()> {
         self.bring(self.node).await?;
         self.postgres.start()
     }

@@ -8,11 +8,7 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t tmpfs tmpfs /run
 modules="/usr/lib/uml/modules/$(uname -r)/kernel"
-insmod "$modules/drivers/block/loop.ko"
 insmod "$modules/fs/fuse/fuse.ko"
-# Not direct: what is written to the pool stays in this kernel's page cache until it is flushed, as
-# in the volatile cache of a disk, and is lost with the power.
-losetup --direct-io=off --sector-size 4096 /dev/loop0 /dev/ubdb
 mount -t ext4 /dev/ubda "$2"
 ip link set lo up
 ip addr add "$1" dev vec0

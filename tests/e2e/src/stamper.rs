@@ -12,6 +12,8 @@ use std::thread::{self, JoinHandle};
 use types::BufMut;
 
 const BLOCK: usize = 4096;
+/// What a disk writes whole or not at all.
+const SECTOR: usize = 512;
 
 /// Writes between two flushes unless said otherwise.
 const FLUSH_EVERY: u64 = 64;
@@ -60,22 +62,23 @@ impl Stamped {
     /// # Errors
     /// Naming the first block that holds something that it must not.
     pub fn check(&self, device: &Path) -> Result<()> {
-        self.check_from(device, "acknowledged", |block| block.acknowledged).map(drop)
+        self.check_from(device, "acknowledged", BLOCK, |block| block.acknowledged).map(drop)
     }
 
     /// As [`Stamped::check`] after a loss of power that no copy survived in memory: all that was
-    /// flushed is there. Returns how many blocks have lost an acknowledged write.
+    /// flushed is there, and what was not may be torn between sectors of a disk. Returns how many blocks have lost an acknowledged write.
     ///
     /// # Errors
     /// Naming the first block that holds something that it must not.
     pub fn check_flushed(&self, device: &Path) -> Result<usize> {
-        self.check_from(device, "flushed", |block| block.flushed)
+        self.check_from(device, "flushed", SECTOR, |block| block.flushed)
     }
 
     fn check_from(
         &self,
         device: &Path,
         word: &str,
+        untorn: usize,
         least: impl Fn(&Generations) -> u64,
     ) -> Result<usize> {
         let mut lost = 0;
@@ -85,18 +88,21 @@ impl Stamped {
             let (least, sent) = (least(generations), generations.sent);
             file.read_exact_at(buffer.as_mut_slice(), block * BLOCK as u64)
                 .with_context(|| format!("reading block {block}"))?;
-            let (found, generation) = stamp_of(buffer.as_slice());
-            let whole =
-                generation == 0 || buffer.as_slice() == stamp(*block, generation).as_slice();
-            ensure!(
-                whole && (generation == 0 || found == *block),
-                "block {block} holds a torn or foreign stamp ({found}, {generation})"
-            );
-            ensure!(
-                (least..=sent).contains(&generation),
-                "block {block} holds generation {generation}; {word} {least}, sent {sent}"
-            );
-            lost += usize::from(generation < generations.acknowledged);
+            let mut oldest = u64::MAX;
+            for piece in buffer.as_slice().chunks_exact(untorn) {
+                let (found, generation) = stamp_of(piece);
+                let zeros = generation == 0 && piece.iter().all(|byte| *byte == 0);
+                ensure!(
+                    zeros || piece == &stamp(*block, generation).as_slice()[..untorn],
+                    "block {block} holds a torn or foreign stamp ({found}, {generation})"
+                );
+                ensure!(
+                    (least..=sent).contains(&generation),
+                    "block {block} holds generation {generation}; {word} {least}, sent {sent}"
+                );
+                oldest = oldest.min(generation);
+            }
+            lost += usize::from(oldest < generations.acknowledged);
         }
         Ok(lost)
     }

@@ -60,7 +60,7 @@ pub struct Tally {
     pub lost: u64,
     /// Rows in the database that were never sent.
     pub phantom: u64,
-    /// Longest time without an acknowledgement, in milliseconds, and in which round.
+    /// Longest time without an acknowledgement, in milliseconds, in a round whose fault hit one node.
     pub longest_stall_ms: u64,
     /// The fault of that round.
     pub longest_stall_in: String,
@@ -95,7 +95,7 @@ pub async fn run(options: &Options, mut tell: impl FnMut(&str)) -> Result<Tally>
         soak.round(fault, order.number()).await.with_context(|| line.clone())?;
         let stall = soak.judge(&mut tally, before).await.with_context(|| line.clone())?;
         tally.rounds = round;
-        if stall > tally.longest_stall_ms {
+        if fault.victim != Victim::All && stall > tally.longest_stall_ms {
             tally.longest_stall_ms = stall;
             tally.longest_stall_in = fault.to_string();
         }

@@ -35,3 +35,9 @@ lint:
 # Licences, advisories, sources: needs cargo-deny (`cargo install --locked cargo-deny`).
 deny:
 	cargo deny --locked check
+
+# The scenarios on a real Kubernetes cluster with Holdfast installed (docs/install.md): KUBECONFIG, or
+# HOLDFAST_E2E_KUBECTL; HOLDFAST_E2E_FAULTS names a directory with programs that cut off, heal, crash and
+# boot a node. Without a cluster each scenario says that it is skipped.
+kubernetes-e2e:
+	cargo test --release --locked -p kubernetes -- --nocapture --test-threads=1

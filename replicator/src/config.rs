@@ -127,6 +127,10 @@ pub struct Settings {
     /// [default: device-holder beside this program]
     #[arg(long, value_name = "PATH")]
     pub device_holder: Option<PathBuf>,
+    /// Unix socket of a device holder that runs as a service (`device-holder --socket`): then none is
+    /// started, and devices survive also what ends everything that this daemon started
+    #[arg(long, value_name = "PATH")]
+    pub device_holder_socket: Option<PathBuf>,
     /// How long kernel devices wait for a daemon that is gone before their I/O gets errors: 1 to
     /// 3600 seconds [default: 30]
     #[arg(long, value_name = "SECONDS")]
@@ -187,6 +191,8 @@ pub struct Config {
     pub replace_after: Duration,
     /// Absolute.
     pub device_holder: PathBuf,
+    /// Absolute; of a holder that is a service.
+    pub device_holder_socket: Option<PathBuf>,
     /// How long kernel devices outlive a daemon.
     pub device_grace: Duration,
     /// Time of one pass of the scrub.
@@ -236,6 +242,7 @@ impl Settings {
             zone: self.zone.or(other.zone),
             replace_after_seconds: self.replace_after_seconds.or(other.replace_after_seconds),
             device_holder: self.device_holder.or(other.device_holder),
+            device_holder_socket: self.device_holder_socket.or(other.device_holder_socket),
             device_grace_seconds: self.device_grace_seconds.or(other.device_grace_seconds),
             scrub_days: self.scrub_days.or(other.scrub_days),
             log: self.log.or(other.log),
@@ -290,6 +297,10 @@ impl Settings {
             Some(path) => absolute("device_holder", Some(path))?,
             None => beside_this_program("device-holder"),
         };
+        let device_holder_socket = match self.device_holder_socket {
+            Some(path) => Some(absolute("device_holder_socket", Some(path))?),
+            None => None,
+        };
         let grace = self.device_grace_seconds.unwrap_or(30);
         if !(1..=3600).contains(&grace) {
             return Err(invalid("device_grace_seconds", grace, "1 to 3600"));
@@ -317,6 +328,7 @@ impl Settings {
             zone: self.zone,
             replace_after: Duration::from_secs(replace_after),
             device_holder,
+            device_holder_socket,
             device_grace: Duration::from_secs(grace),
             scrub: Duration::from_secs(scrub_days * 86_400),
             log,

@@ -54,14 +54,17 @@ enum PoolAction {
         /// Destroy what the device holds
         #[arg(long)]
         force: bool,
+        /// Leave a device as it is that is a pool of this cluster already
+        #[arg(long, conflicts_with = "force")]
+        if_needed: bool,
     },
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
-        Some(Action::Pool(PoolAction::Init { pool, cluster, force })) => {
-            init_pool(&pool, &cluster, force)
+        Some(Action::Pool(PoolAction::Init { pool, cluster, force, if_needed })) => {
+            init_pool(&pool, &cluster, force, if_needed)
         }
         None => configure(cli.config, cli.settings).map_err(Into::into).and_then(serve),
     };
@@ -97,8 +100,17 @@ fn serve(config: Config) -> anyhow::Result<()> {
     Ok(result?)
 }
 
-fn init_pool(pool: &std::path::Path, cluster: &str, force: bool) -> anyhow::Result<()> {
+fn init_pool(
+    pool: &std::path::Path,
+    cluster: &str,
+    force: bool,
+    if_needed: bool,
+) -> anyhow::Result<()> {
     let cluster = parse_cluster(cluster)?;
+    if if_needed && let Some(id) = data::existing_pool(pool, cluster)? {
+        println!("pool {id} of cluster {cluster} is on {} already", pool.display());
+        return Ok(());
+    }
     let id = PoolId(Uuid::new_v4());
     data::init_pool(pool, cluster, id, force)?;
     println!("pool {id} of cluster {cluster} is ready on {}", pool.display());

@@ -3,8 +3,9 @@
 use crate::output::{Output, Table, size};
 use crate::target::Target;
 use crate::volume;
-use anyhow::Result;
-use client::api::{AddNodeRequest, Event, GetClusterResponse};
+use anyhow::{Result, ensure};
+use client::Client;
+use client::api::{AddNodeRequest, Event, GetClusterResponse, Replica, VolumeState};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -34,6 +35,9 @@ pub enum NodeCommand {
         #[arg(long)]
         control_address: SocketAddr,
     },
+    /// Succeeds if the node that is asked serves, and every copy on it that can be is in sync: while an
+    /// update waits for this on each node, no volume is down to one copy because of it.
+    Ready,
     /// Takes a node out of Raft.
     Remove {
         /// Its number.
@@ -66,9 +70,13 @@ pub async fn cluster(target: &Target, command: ClusterCommand, output: Output) -
             if output.json {
                 return output.line(&status_json(&status).to_string());
             }
+            let leader = status.nodes.iter().find(|node| node.node == status.leader);
             output.line(&format!(
-                "cluster {}  leader n{}  term {}  applied {}\n",
-                status.cluster_id, status.leader, status.term, status.applied
+                "cluster {}  leader {}  term {}  applied {}\n",
+                status.cluster_id,
+                leader.map_or("unknown", |node| &node.name),
+                status.term,
+                status.applied
             ))?;
             output.show(&Value::Null, || nodes(&status))?;
             if status.volumes.is_empty() {
@@ -130,6 +138,27 @@ fn status_json(status: &GetClusterResponse) -> Value {
     })
 }
 
+/// Copies on `node` that their volume does not count on and that somebody is rebuilding or should be.
+fn behind(cluster: &GetClusterResponse, node: u64) -> Vec<&str> {
+    let waiting = |replica: &Replica| {
+        replica.node == node && !replica.in_sync && ["creating", "ready"].contains(&&*replica.state)
+    };
+    let behind = cluster.volumes.iter().filter(|volume| {
+        let attached = volume.state() == VolumeState::Attached;
+        attached && volume.replicas.iter().any(waiting)
+    });
+    behind.map(|volume| volume.name.as_str()).collect()
+}
+
+async fn ready(client: &Client, output: Output) -> Result<()> {
+    let node = client.get_node().await?;
+    ensure!(node.ready, "node {} does not serve yet", node.name);
+    let cluster = client.get_cluster().await?;
+    let behind = behind(&cluster, node.node);
+    ensure!(behind.is_empty(), "node {} is behind with {}", node.name, behind.join(", "));
+    output.line(&format!("node {} is ready", node.name))
+}
+
 /// Runs a node command.
 ///
 /// # Errors
@@ -137,6 +166,7 @@ fn status_json(status: &GetClusterResponse) -> Value {
 pub async fn node(target: &Target, command: NodeCommand, output: Output) -> Result<()> {
     let client = target.client()?;
     let (node, what) = match command {
+        NodeCommand::Ready => return ready(&client, output).await,
         NodeCommand::Add { node, name, control_address } => {
             let control_address = control_address.to_string();
             client.add_node(AddNodeRequest { node, name, control_address }).await?;

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod cluster;
+mod install;
 mod output;
 mod replica;
 mod target;
@@ -43,6 +44,8 @@ enum Command {
     Replica(replica::ReplicaCommand),
     /// What happened: node losses, fences, replicas going and coming back.
     Events(cluster::EventsArguments),
+    /// What is applied to a Kubernetes cluster to install Holdfast.
+    Install(install::InstallArguments),
     /// A cluster of several nodes on this machine.
     Lab(lab::command::Arguments),
 }
@@ -69,6 +72,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::Volume(command) => volume::volume(&target, command, output).await,
         Command::Replica(command) => replica::replica(&target, command, output).await,
         Command::Events(arguments) => cluster::events(&target, arguments, output).await,
+        Command::Install(arguments) => output.line(install::install(&arguments)?.trim_end()),
         Command::Lab(arguments) => lab::command::run(arguments).await,
     }
 }

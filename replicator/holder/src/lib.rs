@@ -19,7 +19,7 @@ mod server;
 
 pub use client::{Holder, HolderError};
 pub use message::Device;
-pub use server::serve;
+pub use server::{Life, serve};
 
 use hostio::HostError;
 use hostio::{fuse, loopdev};

@@ -22,13 +22,23 @@ struct Kept {
     devices: BTreeMap<String, (Device, OwnedFd)>,
 }
 
-/// Serves connections on `listener` until nothing is kept and nobody is connected, until nobody was
-/// connected for `grace`, or until SIGTERM or SIGINT; what is kept then is removed, and what could
-/// not be is reported to stderr.
+/// How long a holder is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// As long as it keeps something or somebody is connected: it was started by a daemon, and its
+    /// end is the end of what it keeps.
+    Needed,
+    /// Until SIGTERM or SIGINT: a service of its own. A daemon that is connected then keeps its
+    /// devices and hands them to the next holder.
+    Lasting,
+}
+
+/// Serves connections on `listener` for its `life`. When nobody was connected for `grace`, and when it
+/// ends, what is kept is removed; what could not be is reported to stderr.
 ///
 /// # Errors
 /// Only if it cannot wait at all: the kernel's refusal of a signal or poll descriptor.
-pub fn serve(listener: UnixListener, grace: Duration) -> io::Result<()> {
+pub fn serve(listener: UnixListener, grace: Duration, life: Life) -> io::Result<()> {
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     signals.thread_block()?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?;
@@ -38,7 +48,13 @@ pub fn serve(listener: UnixListener, grace: Duration) -> io::Result<()> {
     let mut alone_since = Instant::now();
     loop {
         let patience = grace.saturating_sub(alone_since.elapsed());
+        let idle = life == Life::Lasting && kept.devices.is_empty();
         let timeout = match clients.is_empty() {
+            true if idle => PollTimeout::NONE,
+            true if patience.is_zero() && life == Life::Lasting => {
+                kept.remove_all();
+                continue;
+            }
             true if patience.is_zero() => break,
             // Rounded up: a wait that ends too early would only be repeated.
             true => PollTimeout::try_from(patience + Duration::from_millis(1))
@@ -46,6 +62,9 @@ pub fn serve(listener: UnixListener, grace: Duration) -> io::Result<()> {
             false => PollTimeout::NONE,
         };
         let (stop, joining, speaking) = wait(&signals, &listener, &clients, timeout)?;
+        if stop && life == Life::Lasting && !clients.is_empty() {
+            return Ok(());
+        }
         if stop {
             break;
         }
@@ -61,7 +80,7 @@ pub fn serve(listener: UnixListener, grace: Duration) -> io::Result<()> {
             clients.push(client);
         }
         if clients.is_empty() && had_clients {
-            if kept.devices.is_empty() {
+            if kept.devices.is_empty() && life == Life::Needed {
                 break;
             }
             alone_since = Instant::now();
@@ -141,8 +160,8 @@ impl Kept {
         }
     }
 
-    fn remove_all(self) {
-        for (device, fd) in self.devices.into_values() {
+    fn remove_all(&mut self) {
+        for (device, fd) in std::mem::take(&mut self.devices).into_values() {
             for error in crate::remove_device(&device.mount, &device.backing) {
                 eprintln!("device-holder: volume {}: {error}", device.volume);
             }

@@ -101,6 +101,49 @@ fn sigterm_ends_it_though_a_daemon_is_connected() {
     assert!(daemon.devices().is_err());
 }
 
+/// Connects as soon as the service listens.
+fn connect(socket: &Path) -> Holder {
+    let begun = Instant::now();
+    loop {
+        match Holder::connect(socket) {
+            Ok(holder) => return holder,
+            Err(error) => assert!(begun.elapsed() < Duration::from_secs(20), "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_service_outlasts_what_it_keeps_and_leaves_a_living_daemon_its_devices() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("made/holder.sock");
+    let mut service = std::process::Command::new(PROGRAM);
+    let service = service.args(["--grace-seconds", "1", "--socket"]).arg(&socket).spawn().unwrap();
+    let (a, b) = (device("a", directory.path()), device("b", directory.path()));
+    let daemon = connect(&socket);
+    daemon.keep(&a, file("a").as_fd()).unwrap();
+    daemon.forget("a").unwrap();
+    drop(daemon);
+    std::fs::create_dir(&b.mount).unwrap();
+    let daemon = connect(&socket);
+    daemon.keep(&b, file("b").as_fd()).unwrap();
+    drop(daemon);
+    // Nobody comes back in time: what it keeps is removed, and it stays.
+    let begun = Instant::now();
+    while b.mount.exists() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the grace period has no end");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let daemon = connect(&socket);
+    assert!(daemon.devices().unwrap().is_empty());
+    std::fs::create_dir(&b.mount).unwrap();
+    daemon.keep(&b, file("b").as_fd()).unwrap();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(service.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    ends(service);
+    assert!(b.mount.exists(), "the daemon is alive and serves it");
+}
+
 #[test]
 fn a_program_that_is_missing_is_named() {
     let directory = tempfile::tempdir().unwrap();

@@ -53,6 +53,11 @@ impl Roll {
         !known
     }
 
+    /// A node's last word before it restarts; see [`Monitor::excuse`].
+    pub fn excuse(&mut self, node: NodeId, until: Instant) {
+        self.monitor.excuse(node, until);
+    }
+
     /// Free bytes of a node's pool, as it last said; `None` if it did not speak to this leader.
     #[must_use]
     pub fn pool_free(&self, node: NodeId) -> Option<u64> {

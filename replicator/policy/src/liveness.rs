@@ -35,6 +35,12 @@ impl Monitor {
         self.heard.insert(node, now);
     }
 
+    /// `node` said that it restarts: until `until` its silence means nothing. Whatever it says
+    /// afterwards ends that.
+    pub fn excuse(&mut self, node: NodeId, until: Instant) {
+        self.heard.insert(node, until);
+    }
+
     /// How long `node` has been silent.
     #[must_use]
     pub fn silence(&self, node: NodeId, now: Instant) -> Duration {
@@ -123,6 +129,20 @@ mod tests {
         for (name, until, beats, pause, wanted) in rows {
             assert_eq!(&run(*until, beats, *pause), wanted, "{name}");
         }
+    }
+
+    #[test]
+    fn an_announced_restart_is_not_a_loss_unless_it_takes_too_long() {
+        let node = NodeId(2);
+        let mut monitor = Monitor::new(at(0));
+        monitor.heard(node, at(1_000));
+        monitor.excuse(node, at(16_000));
+        let lost = |monitor: &Monitor, now| monitor.silence(node, at(now)) >= LOST_AFTER;
+        assert!(!lost(&monitor, 15_000) && !lost(&monitor, 18_900));
+        assert!(lost(&monitor, 19_000), "it did not come back");
+        // Back, and lost without a word: the excuse is used up.
+        monitor.heard(node, at(5_000));
+        assert!(lost(&monitor, 8_000));
     }
 
     #[test]

@@ -2,10 +2,15 @@
 
 use super::Node;
 use client::api::HeartbeatRequest;
+use core::sync::atomic::Ordering;
 use core::time::Duration;
 use policy::liveness::HEARTBEAT;
 use std::sync::Arc;
 use tokio::time::MissedTickBehavior;
+
+/// Seconds that a restart may take. A node that does not come back is missed that much later, so it is
+/// not long: the next daemon is usually there within a few.
+const ABSENCE: u32 = 15;
 
 /// Longer than this a heartbeat is not waited for: the next one may find a new leader.
 const PATIENCE: Duration = Duration::from_millis(900);
@@ -56,5 +61,19 @@ fn request(node: &Node, free: u64) -> HeartbeatRequest {
         priority_io: info.class.map(|class| class.to_string()).unwrap_or_default(),
         process_instance: info.process.to_string(),
         zone: info.zone.unwrap_or_default(),
+        returns_within_seconds: if node.restarting() { ABSENCE } else { 0 },
+    }
+}
+
+/// Tells the leader that this node restarts, once and for all: the regular signs of life say it as well
+/// from now on, so that none of them takes it back.
+pub(super) async fn take_leave(node: &Node) {
+    node.leaving.store(true, Ordering::Relaxed);
+    if node.proposer.leads() {
+        return;
+    }
+    let free = node.pool_free().await;
+    if let Err(error) = node.proposer.peers(PATIENCE).heartbeat(request(node, free)).await {
+        tracing::warn!(node = %node.config.node, %error, "the leader was not told of the restart");
     }
 }

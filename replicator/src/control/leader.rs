@@ -53,6 +53,12 @@ impl Roll {
         }
     }
 
+    /// `node` restarts and asks to be missed for so long only after so long.
+    pub fn excuse(&self, node: NodeId, absence: Duration) {
+        let until = hostio::clock::boottime().after(absence);
+        self.inner().excuse(node, until);
+    }
+
     /// Free bytes of a node's pool, as it last said; `None` if it did not speak to this leader.
     #[must_use]
     pub fn pool_free(&self, node: NodeId) -> Option<u64> {

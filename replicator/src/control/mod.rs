@@ -31,6 +31,7 @@ use crate::meta::MetaHandle;
 use client::MAX_MESSAGE;
 use client::api::control_server::ControlServer;
 use client::api::peer_server::PeerServer;
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 use metadata::{NewReplica, NodeInfo, PoolInfo};
 use std::sync::Arc;
@@ -68,9 +69,16 @@ pub struct Node {
     events: Events,
     attachments: Attachments,
     keeper: Arc<Keeper>,
+    /// SIGTERM came.
+    leaving: AtomicBool,
 }
 
 impl Node {
+    /// Whether SIGTERM came: this daemon ends, and the next one is expected.
+    fn restarting(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
     /// What this node says of itself.
     fn info(&self) -> NodeInfo {
         NodeInfo {
@@ -179,6 +187,7 @@ pub async fn run(parts: Parts, stop: watch::Receiver<bool>) -> Result<(), RunErr
         events: Events::new(config.node),
         attachments: Attachments::default(),
         keeper: legacy.keeper,
+        leaving: AtomicBool::new(false),
         meta,
         data,
         config,
@@ -229,6 +238,7 @@ pub async fn run(parts: Parts, stop: watch::Receiver<bool>) -> Result<(), RunErr
                 let (graceful, ..) =
                     tokio::join!(graceful, hand_over, attach::detach_mortal(&node));
                 // Last, because from here on I/O waits for the next daemon.
+                heartbeat::take_leave(&node).await;
                 attach::retire_all(&node).await;
                 graceful
             };

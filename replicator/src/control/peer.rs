@@ -9,10 +9,14 @@ use client::api::{
 };
 use core::net::SocketAddr;
 use core::str::FromStr;
+use core::time::Duration;
 use metadata::{Command, NodeInfo, PoolClass, PoolInfo};
 use std::sync::Arc;
 use tonic::{Request, Response, Status, Streaming};
 use types::NodeId;
+
+/// Longest absence that a restarting node is granted.
+const MAX_ABSENCE: Duration = Duration::from_secs(60);
 
 /// Serves [`Peer`].
 pub(super) struct PeerService(pub(super) Arc<Node>);
@@ -64,9 +68,15 @@ impl Peer for PeerService {
         let request = request.into_inner();
         self.same_cluster(&request.cluster_id)?;
         self.lead()?;
+        let absence = Duration::from_secs(request.returns_within_seconds.into()).min(MAX_ABSENCE);
         let (info, free) = introduction(request)?;
-        let lost = self.0.meta.state().is_lost(info.node);
+        let node = info.node;
+        let lost = self.0.meta.state().is_lost(node);
         self.0.roll.introduce(info, free);
+        if !absence.is_zero() {
+            tracing::info!(%node, ?absence, "a node restarts");
+            self.0.roll.excuse(node, absence);
+        }
         Ok(Response::new(HeartbeatResponse { lost }))
     }
 

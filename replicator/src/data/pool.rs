@@ -122,6 +122,21 @@ pub fn init_pool(
         .map_err(|source| PoolError::Open { path: path.into(), source })
 }
 
+/// The pool that the device or file `path` is already, if it is one of `cluster`.
+///
+/// # Errors
+/// In use, a pool of another cluster, or damaged.
+pub fn existing_pool(path: &Path, cluster: ClusterId) -> Result<Option<PoolId>, PoolError> {
+    let file = lock(path)?;
+    let error = |source| PoolError::Open { path: path.into(), source };
+    match store::identify(&mut Disk(&file)) {
+        Ok((found, pool)) if found == cluster => Ok(Some(pool)),
+        Ok((found, _)) => Err(error(OpenError::OtherCluster { found, expected: cluster })),
+        Err(OpenError::Blank | OpenError::Foreign { .. }) => Ok(None),
+        Err(source) => Err(error(source)),
+    }
+}
+
 /// Listens for engines of other nodes. A killed predecessor's socket lives as long as the `accept`
 /// in its ring, a moment longer than its process: that is waited for.
 ///

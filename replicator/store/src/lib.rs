@@ -45,5 +45,5 @@ pub use api::{
 };
 pub use disk::PoolDisk;
 pub use error::{OpenError, StoreError};
-pub use recovery::{DEFAULT_SLOT_SIZE, FormatOptions, OpenOptions, format};
+pub use recovery::{DEFAULT_SLOT_SIZE, FormatOptions, OpenOptions, format, identify};
 pub use store::{Store, open};

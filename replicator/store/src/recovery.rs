@@ -140,6 +140,15 @@ pub(crate) fn recover(
     Ok(Recovered { superblock, state, next_lsn, sums, unsettled })
 }
 
+/// Which cluster and pool the device says that it is.
+///
+/// # Errors
+/// It is not a pool, or a damaged one; see [`OpenError`].
+pub fn identify(disk: &mut dyn PoolDisk) -> Result<(ClusterId, PoolId), OpenError> {
+    let superblock = read_superblock(disk)?;
+    Ok((superblock.cluster, superblock.pool))
+}
+
 /// The newest superblock; a damaged or older copy is replaced by it.
 fn read_superblock(disk: &mut dyn PoolDisk) -> Result<Superblock, OpenError> {
     let size = disk.size();

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 const BLOCKS: u64 = 16_384;
 const SIZE: u64 = 128 << 20;
+/// After this the leader calls a silent node lost.
+const LOST_AFTER: Duration = Duration::from_secs(3);
 const PATIENCE: Option<Duration> = Some(Duration::from_secs(20));
 
 async fn attached(lab: &TestLab, name: &str) -> (String, PathBuf) {
@@ -70,6 +72,25 @@ async fn a_device_outlives_kill_and_upgrade_of_its_daemon_under_load() {
 
 fn sys_backing(device: &Path) -> PathBuf {
     PathBuf::from("/sys/block").join(device.file_name().unwrap()).join("loop/backing_file")
+}
+
+/// A restart that was announced takes longer than a lost node may be silent: nobody takes the volume away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_upgrade_is_not_a_lost_node() {
+    let lab = lab(3).await.unwrap();
+    let (id, device) = attached(&lab, "slow").await;
+    let stamper = writing(&device, Stamped::default()).await;
+    lab.signal(1, REPLICATOR, Signal::SIGTERM, PATIENCE).unwrap();
+    // Twice as long as the leader waits for a node that said nothing.
+    tokio::time::sleep(2 * LOST_AFTER).await;
+    restarted(&lab).await;
+    goes_on(&stamper).await;
+    let stamped = stamper.stop().unwrap();
+    assert_eq!(stamped.error, None);
+    stamped.check(&device).unwrap();
+    let first = lab.local_client(1).unwrap();
+    assert!(!first.get_attachment(&id).await.unwrap().failed);
+    first.detach_volume(&id).await.unwrap();
 }
 
 /// The holder may die as well, as long as the daemon lives.

@@ -28,13 +28,16 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("csi-common", &["types", "client", "proto"]),
     ("csi-node", &["types", "client", "proto", "csi-common"]),
     ("csi-controller", &["types", "client", "proto", "csi-common"]),
+    ("join", &["client"]),
     ("lab", &["types", "hostio", "frontend", "client", "proto"]),
-    ("cli", &["types", "client", "proto", "lab"]),
+    ("manifests", &[]),
+    ("cli", &["types", "client", "proto", "lab", "manifests"]),
     ("kit", &["types", "wire"]),
     ("crash", &["types", "wire", "store", "metadata", "replicator", "kit"]),
     ("fuzz", &["kit"]),
     ("e2e", &["types", "client", "proto", "lab", "wire"]),
     ("sim", &["types", "wire", "metadata", "store", "engine", "policy"]),
+    ("kubernetes", &[]),
     ("tidy", &[]),
 ];
 

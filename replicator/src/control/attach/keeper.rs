@@ -1,5 +1,5 @@
-//! The daemon's link to its device holder (R14): started with the first kernel device, inherited
-//! from a former daemon, replaced when it dies.
+//! The daemon's link to its device holder (R14): a service if one is configured, else started with the
+//! first kernel device, inherited from a former daemon, replaced when it dies.
 
 use crate::config::Config;
 use crate::control::Node;
@@ -33,10 +33,14 @@ pub(in crate::control) struct Inherited {
     pub(super) fuse: OwnedFd,
 }
 
+/// How often a service that is not there is looked for.
+const SERVICE: Duration = Duration::from_secs(1);
+
 /// See the module.
 #[derive(Debug)]
 pub struct Keeper {
-    program: PathBuf,
+    /// `None`: the holder is a service.
+    program: Option<PathBuf>,
     socket: PathBuf,
     grace: Duration,
     link: Mutex<Option<Holder>>,
@@ -48,9 +52,10 @@ impl Keeper {
     /// Without a holder yet.
     #[must_use]
     pub fn new(config: &Config) -> Self {
+        let service = config.device_holder_socket.clone();
         Self {
-            program: config.device_holder.clone(),
-            socket: config.data_dir.join("holder.sock"),
+            program: service.is_none().then(|| config.device_holder.clone()),
+            socket: service.unwrap_or_else(|| config.data_dir.join("holder.sock")),
             grace: config.device_grace,
             link: Mutex::new(None),
             linked: Notify::new(),
@@ -91,23 +96,31 @@ impl Keeper {
         asked
     }
 
-    /// Has the holder keep a device; one is started if there is none. Blocking.
+    /// Has the holder keep a device; if there is none, the service is connected to or one started.
+    /// Blocking.
     pub(super) fn keep(
         &self,
         device: &holder::Device,
         fuse: &impl AsFd,
     ) -> Result<(), HolderError> {
-        if let Ok(()) = self.with(|holder| holder.keep(device, fuse.as_fd())) {
-            return Ok(());
+        match self.with(|holder| holder.keep(device, fuse.as_fd())) {
+            Err(HolderError::Broken(_)) => {}
+            answered => return answered,
         }
         let mut link = self.link();
-        let (holder, mut child) = Holder::start(&self.program, &self.socket, self.grace)?;
-        // Whoever started a process has to bury it.
-        std::thread::spawn(move || child.wait());
+        let holder = self.find()?;
         holder.keep(device, fuse.as_fd())?;
         *link = Some(holder);
         self.linked.notify_one();
         Ok(())
+    }
+
+    fn find(&self) -> Result<Holder, HolderError> {
+        let Some(program) = &self.program else { return Holder::connect(&self.socket) };
+        let (holder, mut child) = Holder::start(program, &self.socket, self.grace)?;
+        // Whoever started a process has to bury it.
+        std::thread::spawn(move || child.wait());
+        Ok(holder)
     }
 
     /// Changes the note of a kept device. Blocking.
@@ -134,7 +147,14 @@ impl Keeper {
     async fn lost(&self) {
         loop {
             if self.link().is_none() {
-                self.linked.notified().await;
+                match self.program {
+                    Some(_) => self.linked.notified().await,
+                    // It may come, and there may be devices that it was not there for.
+                    None => drop(tokio::time::timeout(SERVICE, self.linked.notified()).await),
+                }
+                if self.program.is_none() && Holder::connect(&self.socket).is_ok() {
+                    return;
+                }
                 continue;
             }
             // A connection of its own: the holder never speaks on it, so all that can come is its end.

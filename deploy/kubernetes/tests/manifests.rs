@@ -1,0 +1,212 @@
+//! What is applied to clusters: every object is one that Kubernetes knows, field by field; the rights
+//! are these and no others; the file that is checked in is what the chart says.
+#![allow(clippy::unwrap_used)]
+
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PodSpec, ServiceAccount};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
+use k8s_openapi::api::scheduling::v1::PriorityClass;
+use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass};
+use manifests::{NAMESPACE, Values, install};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+
+fn documents() -> Vec<Value> {
+    let text = install(NAMESPACE, &Values::default()).unwrap();
+    serde_saphyr::from_multiple(&text).unwrap()
+}
+
+fn kind(document: &Value) -> &str {
+    document["kind"].as_str().unwrap()
+}
+
+/// `document` as Kubernetes reads it: what it does not know is lost on the way.
+fn known<T: DeserializeOwned + Serialize>(document: &Value) -> Value {
+    let typed: T = serde_json::from_value(document.clone()).unwrap_or_else(|error| {
+        panic!("{} {}: {error}", kind(document), document["metadata"]["name"])
+    });
+    serde_json::to_value(typed).unwrap()
+}
+
+/// What `given` says and `known` does not.
+fn lost(path: &str, given: &Value, known: &Value, found: &mut Vec<String>) {
+    match (given, known) {
+        (Value::Object(given), Value::Object(known)) => {
+            for (key, value) in given {
+                match known.get(key) {
+                    Some(known) => lost(&format!("{path}.{key}"), value, known, found),
+                    None if *value == Value::Object(Default::default()) => {}
+                    None => found.push(format!("{path}.{key}")),
+                }
+            }
+        }
+        (Value::Array(given), Value::Array(known)) if given.len() == known.len() => {
+            for (index, (given, known)) in given.iter().zip(known).enumerate() {
+                lost(&format!("{path}[{index}]"), given, known, found);
+            }
+        }
+        _ if given == known => {}
+        _ => found.push(format!("{path}: {given} became {known}")),
+    }
+}
+
+#[test]
+fn kubernetes_knows_every_field() {
+    let mut found = Vec::new();
+    for document in documents() {
+        let typed = match kind(&document) {
+            "Namespace" => known::<Namespace>(&document),
+            "CSIDriver" => known::<CSIDriver>(&document),
+            "StorageClass" => known::<StorageClass>(&document),
+            "PriorityClass" => known::<PriorityClass>(&document),
+            "ServiceAccount" => known::<ServiceAccount>(&document),
+            "Role" => known::<Role>(&document),
+            "RoleBinding" => known::<RoleBinding>(&document),
+            "ClusterRole" => known::<ClusterRole>(&document),
+            "ClusterRoleBinding" => known::<ClusterRoleBinding>(&document),
+            "ConfigMap" => known::<ConfigMap>(&document),
+            "DaemonSet" => known::<DaemonSet>(&document),
+            "Deployment" => known::<Deployment>(&document),
+            "PodDisruptionBudget" => known::<PodDisruptionBudget>(&document),
+            other => panic!("{other} has no place in this test"),
+        };
+        let name = format!("{} {}", kind(&document), document["metadata"]["name"]);
+        lost(&name, &document, &typed, &mut found);
+    }
+    assert_eq!(found, Vec::<String>::new());
+}
+
+/// Who may do what, in all: a right more is a decision, and belongs here.
+const RIGHTS: &[(&str, &str, &str)] = &[
+    ("holdfast-node", "configmaps", "create"),
+    ("holdfast-node", "configmaps", "get update"),
+    ("holdfast-failover", "nodes", "get list patch watch"),
+    ("holdfast-failover", "pods", "delete get list watch"),
+    ("holdfast-failover", "persistentvolumes", "get list watch"),
+    ("holdfast-failover", "persistentvolumeclaims", "get list watch"),
+    ("holdfast-failover", "events", "create"),
+    ("holdfast-provisioner", "persistentvolumes", "create delete get list patch watch"),
+    ("holdfast-provisioner", "persistentvolumeclaims", "get list patch update watch"),
+    ("holdfast-provisioner", "persistentvolumeclaims/status", "patch update"),
+    ("holdfast-provisioner", "pods", "get list watch"),
+    ("holdfast-provisioner", "nodes", "get list watch"),
+    ("holdfast-provisioner", "events", "create list patch update watch"),
+    ("holdfast-provisioner", "storageclasses", "get list watch"),
+    ("holdfast-provisioner", "csinodes", "get list watch"),
+    ("holdfast-provisioner", "volumeattributesclasses", "get list watch"),
+    ("holdfast-controller", "leases", "create delete get list patch update watch"),
+    ("holdfast-controller", "csistoragecapacities", "create delete get list patch update watch"),
+    ("holdfast-controller", "pods", "get"),
+    ("holdfast-controller", "replicasets", "get"),
+];
+
+fn texts(value: &Value) -> Vec<String> {
+    value.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn rights_are_these_and_no_others() {
+    let mut rights = BTreeSet::new();
+    for document in documents() {
+        if !["Role", "ClusterRole"].contains(&kind(&document)) {
+            continue;
+        }
+        let name = document["metadata"]["name"].as_str().unwrap().to_owned();
+        for rule in document["rules"].as_array().unwrap() {
+            let mut verbs = texts(&rule["verbs"]);
+            verbs.sort();
+            for resource in texts(&rule["resources"]) {
+                rights.insert((name.clone(), resource, verbs.join(" ")));
+            }
+        }
+    }
+    let owned = |(name, resource, verbs): &(&str, &str, &str)| {
+        (name.to_string(), resource.to_string(), verbs.to_string())
+    };
+    assert_eq!(rights, RIGHTS.iter().map(owned).collect());
+}
+
+fn pods() -> Vec<(String, PodSpec)> {
+    let with_pods =
+        documents().into_iter().filter(|d| ["DaemonSet", "Deployment"].contains(&kind(d)));
+    with_pods
+        .map(|document| {
+            let name = document["metadata"]["name"].as_str().unwrap().to_owned();
+            (name, serde_json::from_value(document["spec"]["template"]["spec"].clone()).unwrap())
+        })
+        .collect()
+}
+
+#[test]
+fn containers_have_the_least_rights_that_work() {
+    // Devices, FUSE, loop devices and mounts that other pods see.
+    let privileged = BTreeSet::from(["device-holder", "join", "replicator", "csi-node"]);
+    for (pod, spec) in pods() {
+        let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+        for container in all {
+            let security = container.security_context.as_ref().unwrap();
+            let what = format!("{pod}: {}", container.name);
+            assert_eq!(security.read_only_root_filesystem, Some(true), "{what}");
+            assert!(container.resources.as_ref().unwrap().requests.is_some(), "{what}");
+            if privileged.contains(container.name.as_str()) {
+                continue;
+            }
+            assert_eq!(security.privileged, None, "{what}");
+            assert_eq!(security.allow_privilege_escalation, Some(false), "{what}");
+            let dropped = security.capabilities.as_ref().unwrap().drop.clone();
+            assert_eq!(dropped, Some(vec!["ALL".to_owned()]), "{what}");
+        }
+        if pod == "holdfast-controller" {
+            let security = spec.security_context.unwrap();
+            assert_eq!(security.run_as_non_root, Some(true));
+            assert_eq!(security.seccomp_profile.unwrap().type_, "RuntimeDefault");
+        } else {
+            let tolerations = spec.tolerations.unwrap();
+            assert!(
+                tolerations
+                    .iter()
+                    .any(|t| t.operator.as_deref() == Some("Exists") && t.key.is_none())
+            );
+        }
+        let secret = |volume: &k8s_openapi::api::core::v1::Volume| volume.secret.is_some();
+        assert!(!spec.volumes.unwrap_or_default().iter().any(secret), "{pod} mounts a secret");
+    }
+}
+
+#[test]
+fn every_object_carries_the_label_that_finds_it() {
+    let mut names = BTreeMap::new();
+    for document in documents() {
+        let key = (kind(&document).to_owned(), document["metadata"]["name"].to_string());
+        let label = &document["metadata"]["labels"]["app.kubernetes.io/name"];
+        assert_eq!(label, "holdfast", "{key:?}");
+        assert_eq!(names.insert(key.clone(), ()), None, "{key:?} is there twice");
+    }
+}
+
+#[test]
+fn values_reach_the_objects() {
+    let mut values = Values::default();
+    values.set("pools=[default]\ndevice = \"/dev/sdb\"").unwrap();
+    values.set("image=mirror.example/holdfast:2").unwrap();
+    let text = install("elsewhere", &values).unwrap();
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+    let table = documents.iter().find(|d| kind(d) == "ConfigMap").unwrap();
+    let pools = table["data"]["pools.toml"].as_str().unwrap();
+    assert_eq!(pools.trim_end(), "[default]\ndevice = \"/dev/sdb\"");
+    assert!(text.contains("mirror.example/holdfast:2") && !text.contains("localhost/holdfast"));
+    assert!(!text.contains(NAMESPACE));
+}
+
+#[test]
+fn the_file_in_the_repository_is_what_the_chart_says() {
+    let file = include_str!("../holdfast.yaml");
+    let rendered = install(NAMESPACE, &Values::default()).unwrap();
+    assert!(
+        file == rendered,
+        "make it again: holdfast install --generate > deploy/kubernetes/holdfast.yaml"
+    );
+}

@@ -1,0 +1,181 @@
+//! The cluster under test, and what can be done to its nodes.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Where the cluster's image of PostgreSQL comes from unless `HOLDFAST_E2E_POSTGRES` names another.
+const POSTGRES: &str = "localhost/pg:15";
+
+/// A running cluster with Holdfast installed.
+#[derive(Clone, Debug)]
+pub struct Bed {
+    kubectl: PathBuf,
+    /// Directory with the programs `cut`, `heal`, `crash` and `boot`, each called with a node's name; with
+    /// or without the ending `.sh`.
+    faults: Option<PathBuf>,
+    /// The image of the database and its clients: PostgreSQL's programs, and `pg-start` to run it.
+    pub postgres: String,
+}
+
+impl Bed {
+    /// The cluster that the environment names, or `None` with a line that says what is skipped and why.
+    ///
+    /// - `KUBECONFIG`: the cluster, for `kubectl` in the PATH (`HOLDFAST_E2E_KUBECTL` for another one);
+    /// - `HOLDFAST_E2E_FAULTS`: directory of programs that cut nodes off, heal, crash and boot them;
+    /// - `HOLDFAST_E2E_POSTGRES`: image with PostgreSQL.
+    #[must_use]
+    pub fn find(test: &str) -> Option<Self> {
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        let kubectl = set("HOLDFAST_E2E_KUBECTL").map(PathBuf::from);
+        if kubectl.is_none() && set("KUBECONFIG").is_none() {
+            println!("SKIPPED: {test}: no cluster (KUBECONFIG or HOLDFAST_E2E_KUBECTL)");
+            return None;
+        }
+        Some(Self {
+            kubectl: kubectl.unwrap_or_else(|| "kubectl".into()),
+            faults: set("HOLDFAST_E2E_FAULTS").map(PathBuf::from),
+            postgres: std::env::var("HOLDFAST_E2E_POSTGRES").unwrap_or_else(|_| POSTGRES.into()),
+        })
+    }
+
+    /// As [`Self::find`], for scenarios that need a node to fail.
+    #[must_use]
+    pub fn with_faults(test: &str) -> Option<Self> {
+        let bed = Self::find(test)?;
+        if bed.faults.is_none() {
+            println!("SKIPPED: {test}: nothing can cut a node off (HOLDFAST_E2E_FAULTS)");
+            return None;
+        }
+        Some(bed)
+    }
+
+    /// What kubectl prints.
+    ///
+    /// # Errors
+    /// What it says when it fails.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        self.kubectl_with(arguments, "")
+    }
+
+    /// As [`Self::kubectl`], with text on its standard input.
+    ///
+    /// # Errors
+    /// What it says when it fails.
+    pub fn kubectl_with(&self, arguments: &[&str], input: &str) -> Result<String> {
+        use std::io::Write as _;
+        let mut child = Command::new(&self.kubectl)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting {}", self.kubectl.display()))?;
+        child.stdin.take().context("no standard input")?.write_all(input.as_bytes())?;
+        let output = child.wait_with_output()?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "kubectl {}: {}", arguments.join(" "), error.trim());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// An object, or a list of them, as JSON.
+    ///
+    /// # Errors
+    /// kubectl's.
+    pub fn get(&self, arguments: &[&str]) -> Result<Value> {
+        let mut all = vec!["get", "-o", "json"];
+        all.extend_from_slice(arguments);
+        Ok(serde_json::from_str(&self.kubectl(&all)?)?)
+    }
+
+    /// Names of the nodes.
+    ///
+    /// # Errors
+    /// kubectl's.
+    pub fn nodes(&self) -> Result<Vec<String>> {
+        let nodes = self.get(&["nodes"])?;
+        let items = nodes["items"].as_array().context("a list")?;
+        Ok(items.iter().filter_map(|n| Some(n["metadata"]["name"].as_str()?.to_owned())).collect())
+    }
+
+    /// Does `fault` (`cut`, `heal`, `crash`, `boot`) to a node; returns when it began.
+    ///
+    /// # Errors
+    /// The program's.
+    pub fn fault(&self, fault: &str, node: &str) -> Result<f64> {
+        let directory = self.faults.as_ref().context("no programs for faults")?;
+        let named = |ending: &str| directory.join(format!("{fault}{ending}"));
+        let program = [named(""), named(".sh")].into_iter().find(|path| path.is_file());
+        let program = program.with_context(|| format!("{} has no {fault}", directory.display()))?;
+        let begun = now();
+        let output = Command::new(&program).arg(node).output()?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{} {node}: {error}", program.display());
+        Ok(begun)
+    }
+
+    /// Taints of a node, as `key:effect`.
+    ///
+    /// # Errors
+    /// kubectl's.
+    pub fn taints(&self, node: &str) -> Result<Vec<String>> {
+        let node = self.get(&["node", node])?;
+        let taints = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
+        let text = |taint: &Value| {
+            Some(format!("{}:{}", taint["key"].as_str()?, taint["effect"].as_str()?))
+        };
+        Ok(taints.iter().filter_map(text).collect())
+    }
+}
+
+/// Seconds since 1970.
+#[must_use]
+pub fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64()
+}
+
+/// A namespace that goes when it is dropped, with everything in it.
+#[derive(Debug)]
+pub struct Namespace {
+    bed: Bed,
+    /// Its name.
+    pub name: String,
+}
+
+impl Namespace {
+    /// Makes it; remains of an earlier run of the same name go first.
+    ///
+    /// # Errors
+    /// kubectl's.
+    pub fn new(bed: &Bed, name: &str) -> Result<Self> {
+        bed.kubectl(&[
+            "delete",
+            "namespace",
+            name,
+            "--ignore-not-found",
+            "--wait=true",
+            "--timeout=120s",
+        ])?;
+        bed.kubectl(&["create", "namespace", name])?;
+        Ok(Self { bed: bed.clone(), name: name.to_owned() })
+    }
+
+    /// Applies objects in it.
+    ///
+    /// # Errors
+    /// kubectl's.
+    pub fn apply(&self, objects: &str) -> Result<()> {
+        self.bed.kubectl_with(&["apply", "-n", &self.name, "-f", "-"], objects).map(drop)
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let delete = ["delete", "namespace", &self.name, "--wait=true", "--timeout=180s"];
+        if let Err(error) = self.bed.kubectl(&delete) {
+            eprintln!("namespace {}: {error:#}", self.name);
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! PostgreSQL as its users run it: a StatefulSet with a volume claim template.
+
+use crate::bed::{Bed, Namespace};
+use crate::poll;
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+use std::time::Duration;
+
+/// How long a pod may take to be ready.
+const READY: Duration = Duration::from_secs(120);
+
+/// The StatefulSet `pg` of one namespace.
+#[derive(Debug)]
+pub struct Postgres<'a> {
+    bed: &'a Bed,
+    namespace: &'a str,
+}
+
+fn objects(image: &str, replicas: u32, class: &str) -> String {
+    format!(
+        r#"
+apiVersion: v1
+kind: Service
+metadata: {{name: pg}}
+spec: {{clusterIP: None, publishNotReadyAddresses: true, selector: {{app: pg}}, ports: [{{port: 5432}}]}}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {{name: pg}}
+spec:
+  serviceName: pg
+  replicas: {replicas}
+  podManagementPolicy: Parallel
+  selector: {{matchLabels: {{app: pg}}}}
+  template:
+    metadata: {{labels: {{app: pg}}}}
+    spec:
+      terminationGracePeriodSeconds: 10
+      securityContext: {{runAsUser: 999, runAsGroup: 999, fsGroup: 999, fsGroupChangePolicy: OnRootMismatch}}
+      containers:
+      - name: pg
+        image: {image}
+        imagePullPolicy: IfNotPresent
+        command: [/usr/bin/pg-start]
+        env: [{{name: PGDATA, value: /data/pg}}]
+        readinessProbe: {{exec: {{command: [pg_isready, -U, postgres]}}, periodSeconds: 1}}
+        volumeMounts: [{{name: data, mountPath: /data}}, {{name: run, mountPath: /run/postgresql}}]
+      volumes: [{{name: run, emptyDir: {{}}}}]
+  volumeClaimTemplates:
+  - metadata: {{name: data}}
+    spec:
+      storageClassName: {class}
+      accessModes: [ReadWriteOnce]
+      resources: {{requests: {{storage: 1Gi}}}}
+"#
+    )
+}
+
+impl<'a> Postgres<'a> {
+    /// Applies it and waits until all of its pods are ready.
+    ///
+    /// # Errors
+    /// kubectl's; pods that do not become ready, with what the cluster says of them.
+    pub fn start(bed: &'a Bed, namespace: &'a Namespace, replicas: u32) -> Result<Self> {
+        namespace.apply(&objects(&bed.postgres, replicas, "holdfast-replicated"))?;
+        let postgres = Self { bed, namespace: &namespace.name };
+        for ordinal in 0..replicas {
+            postgres.ready(ordinal)?;
+        }
+        Ok(postgres)
+    }
+
+    /// Waits until a pod is ready, and returns it.
+    ///
+    /// # Errors
+    /// With what the cluster says of it, if it does not become ready in time.
+    pub fn ready(&self, ordinal: u32) -> Result<Value> {
+        let name = format!("pg-{ordinal}");
+        let found = poll(READY, || {
+            let pod = self.pod(ordinal).ok()?;
+            let conditions = pod["status"]["conditions"].as_array()?;
+            let ready = |c: &&Value| c["type"] == "Ready" && c["status"] == "True";
+            let leaving = !pod["metadata"]["deletionTimestamp"].is_null();
+            conditions.iter().find(ready).filter(|_| !leaving)?;
+            Some(pod)
+        });
+        found.with_context(|| {
+            let told = self.bed.kubectl(&["describe", "pod", "-n", self.namespace, &name]);
+            format!("{name} did not become ready: {}", told.unwrap_or_else(|e| e.to_string()))
+        })
+    }
+
+    /// The pod `pg-ORDINAL` as it is now.
+    ///
+    /// # Errors
+    /// kubectl's.
+    pub fn pod(&self, ordinal: u32) -> Result<Value> {
+        self.bed.get(&["pod", &format!("pg-{ordinal}"), "-n", self.namespace])
+    }
+
+    /// The node of a pod.
+    ///
+    /// # Errors
+    /// kubectl's; a pod without a node.
+    pub fn node(&self, ordinal: u32) -> Result<String> {
+        let pod = self.pod(ordinal)?;
+        Ok(pod["spec"]["nodeName"].as_str().context("the pod has no node")?.to_owned())
+    }
+
+    /// What a statement returns, run in the pod.
+    ///
+    /// # Errors
+    /// kubectl's and psql's.
+    pub fn sql(&self, ordinal: u32, statement: &str) -> Result<String> {
+        let psql = ["psql", "-U", "postgres", "-qtAX", "-v", "ON_ERROR_STOP=1", "-c", statement];
+        self.exec(ordinal, &psql)
+    }
+
+    /// What a program prints, run in the pod.
+    ///
+    /// # Errors
+    /// kubectl's and the program's.
+    pub fn exec(&self, ordinal: u32, program: &[&str]) -> Result<String> {
+        let pod = format!("pg-{ordinal}");
+        let mut arguments = vec!["exec", "-n", self.namespace, &pod, "--"];
+        arguments.extend_from_slice(program);
+        Ok(self.bed.kubectl(&arguments)?.trim().to_owned())
+    }
+}

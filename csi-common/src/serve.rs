@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -13,6 +14,13 @@ use tonic::transport::server::Router;
 /// How long calls in flight may go on after SIGTERM. A later end is as good as a crash: every call can be
 /// repeated.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How long whoever serves a socket may take for the first byte of an answer.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// What a client of HTTP/2 says first: its preface and empty SETTINGS (RFC 9113, 3.4). A server answers
+/// with its own SETTINGS at once.
+const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// Longest path of a Unix socket, in bytes (`sun_path` less its NUL).
 const MAX_SOCKET_PATH: usize = 107;
@@ -101,13 +109,32 @@ async fn remove_dead(path: &Path) -> Result<(), ServeError> {
         }
         Ok(_) => {}
     }
-    match UnixStream::connect(path).await {
-        Ok(_) => Err(ServeError::InUse(path.to_owned())),
+    let answered = match UnixStream::connect(path).await {
+        Ok(stream) => Ok(answers(stream).await),
+        Err(error) => Err(error),
+    };
+    match answered {
+        Ok(true) => Err(ServeError::InUse(path.to_owned())),
+        // A killed process keeps its socket for as long as one of its threads hangs in the kernel, on a dead
+        // device for example: that must not keep a successor from serving.
+        Ok(false) => {
+            tracing::warn!(path = %path.display(), "nobody answers on this socket; taking it over");
+            std::fs::remove_file(path).map_err(io("remove the socket of a dead process"))
+        }
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path).map_err(io("remove the socket of a dead process"))
         }
         Err(error) => Err(io("find out whether it is in use")(error)),
     }
+}
+
+/// Whether somebody answers at the other end.
+async fn answers(mut stream: UnixStream) -> bool {
+    let answer = async {
+        stream.write_all(HELLO).await.ok()?;
+        stream.read_u8().await.ok()
+    };
+    matches!(tokio::time::timeout(ANSWER, answer).await, Ok(Some(_)))
 }
 
 /// Serves `router` on `socket` until SIGTERM or SIGINT; calls in flight then have 5 s to end.
@@ -152,6 +179,17 @@ pub async fn run(router: Router, mut socket: Socket) -> Result<(), ServeError> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::{Identity, Readiness};
+    use proto::csi::identity_server::IdentityServer;
+
+    struct Never;
+
+    #[tonic::async_trait]
+    impl Readiness for Never {
+        async fn ready(&self) -> Result<(), String> {
+            Err("a test".into())
+        }
+    }
 
     fn endpoint(directory: &tempfile::TempDir) -> (String, PathBuf) {
         let path = directory.path().join("csi.sock");
@@ -174,14 +212,33 @@ mod tests {
     async fn a_live_socket_and_other_files_are_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         let (endpoint, path) = endpoint(&directory);
-        let first = Socket::bind(&endpoint).await.unwrap();
+        let mut first = Socket::bind(&endpoint).await.unwrap();
+        let listener = UnixListenerStream::new(first.listener.take().unwrap());
+        let identity = IdentityServer::new(Identity(Never));
+        let router = tonic::transport::Server::builder().add_service(identity);
+        let serving = tokio::spawn(router.serve_with_incoming(listener));
         let error = Socket::bind(&endpoint).await.unwrap_err();
         assert!(matches!(error, ServeError::InUse(_)), "{error}");
+        assert!(path.exists());
+        serving.abort();
         drop(first);
         std::fs::write(&path, "precious").unwrap();
         let error = Socket::bind(&endpoint).await.unwrap_err();
         assert!(matches!(error, ServeError::NotASocket(_)), "{error}");
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_nobody_answers_on_is_taken_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let (endpoint, path) = endpoint(&directory);
+        // A thread of a killed process that hangs in the kernel keeps it open, and never accepts.
+        let stuck = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let socket = Socket::bind(&endpoint).await.unwrap();
+        drop(stuck);
+        assert!(path.exists());
+        drop(socket);
+        assert!(!path.exists());
     }
 
     #[tokio::test]

@@ -126,6 +126,12 @@ impl Control for Service {
     async fn expand_volume(&self, _: Request<ExpandVolumeRequest>) -> Answered<Volume> {
         self.answer(Volume::default)
     }
+    async fn modify_volume(&self, _: Request<ModifyVolumeRequest>) -> Answered<Volume> {
+        self.answer(Volume::default)
+    }
+    async fn move_replica(&self, _: Request<MoveReplicaRequest>) -> Answered<Volume> {
+        self.answer(Volume::default)
+    }
     async fn get_capacity(&self, _: Request<GetCapacityRequest>) -> Answered<GetCapacityResponse> {
         self.answer(GetCapacityResponse::default)
     }

@@ -234,7 +234,7 @@ mod tests {
                 "2",
                 "parameter \"replicas\" is not accepted; accepted: repl, priority_io",
             ),
-            ("fstype", "ext4", "accepted: repl, priority_io, csi.storage.k8s.io/fstype"),
+            ("fstype", "ext4", "accepted: repl, priority_io, placement, csi.storage.k8s.io/fstype"),
             ("", "2", "parameter \"\""),
         ];
         for (key, value, part) in table {

@@ -137,7 +137,7 @@ impl Lab {
                 fs::create_dir_all(layout.node_dir(node))?;
                 let pool = if plan.machines.contains(&node) {
                     net::hand_over(&layout, node)?;
-                    machine::make(&layout, node, &state.programs, plan.pool_bytes)?
+                    machine::make(&layout, node, plan.pool_bytes)?
                 } else {
                     let file = pool::make(&layout, node, plan.pool_bytes)?;
                     pool::attach(&if plan.disks {

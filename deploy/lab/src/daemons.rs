@@ -1,6 +1,5 @@
 //! Starting and ending the daemons of a node.
 
-use crate::disk;
 use crate::layout::Layout;
 use crate::machine;
 use crate::process::{ProcessId, end_network_namespace, in_network_namespace, kill_all};
@@ -168,9 +167,8 @@ fn command(
         return (namespace, "unshare".into(), with_boot_id(layout, state, node, &program));
     }
     if daemon == REPLICATOR && state.machines.contains(&node) {
-        let pool = state.pools.get(&node).map(PathBuf::as_path).unwrap_or(Path::new(""));
         let (kernel, arguments) =
-            machine::command(layout, node, pool, &program, &config_file(layout, node));
+            machine::command(layout, node, &program, &config_file(layout, node));
         return (namespace, kernel, arguments);
     }
     (namespace, program, arguments(layout, state, node, daemon))
@@ -253,7 +251,6 @@ pub fn start(layout: &Layout, state: &mut State, node: u64) -> Result<()> {
         }
         if name == REPLICATOR && state.machines.contains(&node) {
             machine::forget_last(layout, node)?;
-            disk::set_mode(layout, node, disk::Mode::Fine)?;
         }
         let (namespace, program, arguments) = command(layout, state, node, name);
         let process = spawn(
@@ -321,8 +318,6 @@ pub fn kill(layout: &Layout, state: &State, node: u64) -> Result<()> {
         kill_all(&[*kernel], KILL_PATIENCE)?;
         let namespace = layout.namespace(node);
         processes.extend(in_network_namespace(&Layout::namespace_path(&namespace))?);
-        // Another chance for every loss of power.
-        disk::cut_power(layout, node, kernel.start_time)?;
     }
     kill_all(&processes, KILL_PATIENCE)
 }

@@ -1,6 +1,6 @@
 //! A node with a kernel of its own: its replicator runs inside user-mode Linux, a kernel that is one
 //! program of the host. SIGKILL of that program is a loss of power: processes, page cache and boot id
-//! are gone. Its pool is on a disk with a volatile cache ([`crate::disk`]) that loses its power, too.
+//! are gone, and what remains is what its kernel had handed to its two disks.
 //!
 //! The machine sees the host's files read-only and writes nothing but those disks: `data.img` (ext4,
 //! the replicator's data directory) and the pool. Its network card is the cable of the node's
@@ -8,7 +8,6 @@
 
 pub mod relay;
 
-use crate::disk;
 use crate::exec::run;
 use crate::layout::Layout;
 use anyhow::{Context as _, Result, ensure};
@@ -40,12 +39,11 @@ pub fn missing() -> Option<String> {
         .map(|path| format!("{path} is not there: packages user-mode-linux and kmod"))
 }
 
-/// Makes the two disks of a node's machine and its first program; returns the pool, the file as
-/// which its disk shows itself.
+/// Makes the two disks of a node's machine and its first program; returns the file of the pool.
 ///
 /// # Errors
 /// If the machine cannot run on this host, or the files cannot be made.
-pub fn make(layout: &Layout, node: u64, programs: &Path, pool_bytes: u64) -> Result<PathBuf> {
+pub fn make(layout: &Layout, node: u64, pool_bytes: u64) -> Result<PathBuf> {
     if let Some(missing) = missing() {
         anyhow::bail!("node {node} cannot have a machine: {missing}");
     }
@@ -63,7 +61,7 @@ pub fn make(layout: &Layout, node: u64, programs: &Path, pool_bytes: u64) -> Res
             .with_context(|| format!("making {}", file.display()))?;
     }
     run("mkfs.ext4", &["-q", "-F", &data.to_string_lossy()])?;
-    disk::start(layout, node, programs, &pool)
+    Ok(pool)
 }
 
 /// Forgets the management socket of the kernel that ran last: the next one takes its name only if the
@@ -80,7 +78,6 @@ pub fn forget_last(layout: &Layout, node: u64) -> Result<()> {
 pub fn command(
     layout: &Layout,
     node: u64,
-    pool: &Path,
     replicator: &Path,
     config: &Path,
 ) -> (PathBuf, Vec<OsString>) {
@@ -90,7 +87,7 @@ pub fn command(
         format!("uml_dir={}", layout.node_dir(node).display()),
         format!("umid={NAME}"),
         format!("ubda={}", data_file(layout, node).display()),
-        format!("ubdb={}", pool.display()),
+        format!("ubdb={}", layout.pool_file(node).display()),
         // The same card after a reboot: the neighbours remember its address.
         format!(
             "vec0:transport=raw,ifname=eth0,gro=1,mac=02:77:00:00:{:02x}:{node:02x}",

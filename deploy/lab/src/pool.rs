@@ -32,7 +32,11 @@ pub fn attach(file: &Path) -> Result<PathBuf> {
 /// # Errors
 /// If `losetup` fails.
 pub fn detach(device: &Path) -> Result<()> {
-    run("losetup", &["--detach", &device.to_string_lossy()]).map(drop)
+    let detached = run("losetup", &["--detach", &device.to_string_lossy()]).map(drop);
+    // Its last user may have gone between the listing and this, and the device with it.
+    let name = device.file_name().unwrap_or_default();
+    let in_use = Path::new("/sys/block").join(name).join("loop/backing_file").exists();
+    if in_use { detached } else { Ok(()) }
 }
 
 /// A loop device in use.

@@ -182,7 +182,7 @@ impl World {
         }
     }
 
-    /// Copies are added without need, moved, wanted and not wanted any more, and volumes grow, now and then.
+    /// Copies are added without need, and volumes grow, now and then.
     fn care(&mut self, volume: usize, state: &State, record: &metadata::Volume) {
         let usable = |r: &&metadata::Replica| {
             matches!(r.state, ReplicaState::Ready | ReplicaState::Creating)
@@ -191,15 +191,6 @@ impl World {
         let id = record.volume;
         let whim = self.operator.restless && !self.healing && self.rng.one_in(60);
         if whim && count == record.repl {
-            // As a VolumeAttributesClass does; never down to one copy, which any fault may take.
-            if self.rng.one_in(3) {
-                let repl = if record.repl == 2 { 3 } else { 2 };
-                return self.order(Command::ModifyVolume {
-                    volume: id,
-                    repl: Some(repl),
-                    class: None,
-                });
-            }
             let request = placement::Request {
                 size: record.reserved(),
                 repl: 1,
@@ -210,12 +201,7 @@ impl World {
                 && let Some(node) = nodes.first()
             {
                 let replica = self.new_replica(*node);
-                let isr: Vec<_> = record.isr.iter().copied().collect();
-                if self.rng.one_in(2) || isr.is_empty() {
-                    return self.order(Command::AddReplica { volume: id, replica });
-                }
-                let from = isr[self.rng.below(isr.len() as u64) as usize];
-                return self.order(Command::MoveReplica { volume: id, from, to: replica });
+                return self.order(Command::AddReplica { volume: id, replica });
             }
         }
         if !self.healing && record.size < 2 * record.created_size && self.rng.one_in(150) {

@@ -243,6 +243,8 @@ mod tests {
         for block in 10..15 {
             write(&mut disk, block, 9);
         }
+        assert!(disk.volatile.len() <= 4, "a full cache is written");
+        disk.execute(BlockOp::Flush).unwrap();
         assert!(disk.volatile.is_empty());
         assert_eq!(disk.lose_power(1).unwrap(), Loss::default());
         assert_eq!(read(&mut disk, 14), [9; BLOCK_LEN]);

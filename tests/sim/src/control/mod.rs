@@ -156,19 +156,24 @@ impl World {
         })
     }
 
+    /// Free bytes of the pool of node `n`.
+    fn pool_free(&self, n: usize) -> u64 {
+        self.nodes[n].process.as_ref().map_or(0, |process| process.data.store.stats().free)
+    }
+
     /// `control::heartbeat`.
     pub(crate) fn heartbeat(&mut self, n: usize) {
         let Some(info) = self.node_info(n) else { return };
         if self.rng.one_in(3) {
             self.get(n);
         }
-        let now = self.local(n);
+        let (now, free) = (self.local(n), self.pool_free(n));
         let here = self.nodes[n].id;
         let Some(process) = &mut self.nodes[n].process else { return };
         let leader = process.meta.status().leader;
         if leader == Some(here) {
             if let Some(leading) = &mut process.control.leading {
-                leading.roll.introduce(info, 0, now);
+                leading.roll.introduce(info, free, now);
             }
             return;
         }
@@ -182,13 +187,13 @@ impl World {
 
     /// A heartbeat arrived at node `n`; `control::peer`.
     pub(crate) fn heard(&mut self, n: usize, info: NodeInfo) {
-        let now = self.local(n);
+        let (now, free) = (self.local(n), self.pool_free(index(info.node)));
         let here = self.nodes[n].id;
         let Some(process) = &mut self.nodes[n].process else { return };
         if process.meta.status().leader == Some(here)
             && let Some(leading) = &mut process.control.leading
         {
-            leading.roll.introduce(info, 0, now);
+            leading.roll.introduce(info, free, now);
         }
     }
 

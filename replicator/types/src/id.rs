@@ -73,6 +73,9 @@ uuid_id!(
     /// One boot of a host (/proc/sys/kernel/random/boot_id) (R9).
     BootId, "boot id");
 uuid_id!(
+    /// One attempt at a snapshot of a volume (R26); its text is the CSI snapshot id.
+    SnapshotId, "snapshot id");
+uuid_id!(
     /// One attachment's engine: tells apart two engines on one node.
     EngineInstance, "engine instance");
 

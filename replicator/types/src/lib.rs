@@ -20,7 +20,7 @@ pub use epoch::{Epoch, Era, IsrVersion, Tag};
 pub use error::IoError;
 pub use id::{
     BootId, ClusterId, EngineInstance, Incarnation, NodeId, ParseIdError, PoolId, ReplicaId,
-    VolumeId,
+    SnapshotId, VolumeId,
 };
 pub use process::Process;
 pub use time::Instant;

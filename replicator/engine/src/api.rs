@@ -1,9 +1,11 @@
 //! What goes into an engine and what comes out.
 
+use crate::fill::FillSource;
+use core::time::Duration;
 use std::net::SocketAddr;
 use types::{
     BlockOp, BlockResult, ClusterId, EngineInstance, Epoch, Incarnation, Instant, IoId, IsrVersion,
-    NodeId, Process, ReplicaId, VolumeId,
+    NodeId, Process, ReplicaId, SnapshotId, VolumeId,
 };
 use wire::{Hello, Reply, Request};
 
@@ -134,10 +136,37 @@ pub enum Input {
         /// Repeated in [`Output::Compared`].
         ticket: u64,
     },
+    /// Take a snapshot (R26).
+    Snapshot {
+        /// Repeated in [`Output::Snapshot`].
+        ticket: u64,
+        /// Its id, never used before.
+        snapshot: SnapshotId,
+    },
+    /// Copy a snapshot into this volume, which is new.
+    Fill {
+        /// Repeated in [`Output::Filled`].
+        ticket: u64,
+        /// What.
+        source: FillSource,
+    },
     /// Drain, flush, seal, close.
     Stop,
     /// The time of [`crate::Engine::next_timer`] has come.
     Tick,
+}
+
+/// A snapshot that every counting member has durably.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotTaken {
+    /// The epoch that it was taken under.
+    pub epoch: Epoch,
+    /// The version of the ISR then.
+    pub isr_version: IsrVersion,
+    /// Who has it: all members of the ISR, and perhaps one that is about to join it.
+    pub holders: Vec<ReplicaId>,
+    /// How long writes were held.
+    pub pause: Duration,
 }
 
 /// Result of a comparison of replicas.
@@ -237,6 +266,21 @@ pub enum Output {
         ticket: u64,
         /// The result.
         result: Option<CompareResult>,
+    },
+    /// Answer to [`Input::Snapshot`]; `Err` is for people: it was aborted, and what single members have of
+    /// it is to be swept away.
+    Snapshot {
+        /// Which.
+        ticket: u64,
+        /// Who has it durably.
+        result: Result<SnapshotTaken, String>,
+    },
+    /// Answer to [`Input::Fill`]: everything is written, not yet flushed.
+    Filled {
+        /// Which.
+        ticket: u64,
+        /// How it ended, for people.
+        result: Result<(), String>,
     },
     /// The engine failed; every request gets an error from here on.
     Failed {

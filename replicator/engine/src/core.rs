@@ -2,6 +2,7 @@
 
 use crate::api::{EngineConfig, Input, MemberStatus, Output, Status};
 use crate::era::EraState;
+use crate::fill::Fill;
 use crate::flight::{Flights, Purpose};
 use crate::isr::Proposal;
 use crate::lock::IntervalLock;
@@ -9,6 +10,7 @@ use crate::member::{Link, MAX_MEMBERS, Member, Standing};
 use crate::pace::Pace;
 use crate::region::{Comparison, RegionJob};
 use crate::scrub::Scrub;
+use crate::snapshot::Taking;
 use crate::stop::Stopping;
 use std::collections::BTreeMap;
 use types::{Era, Instant, IoError, IoId, IsrVersion};
@@ -52,6 +54,10 @@ pub struct Engine {
     pub(crate) next_job: u64,
     pub(crate) comparison: Option<Comparison>,
     pub(crate) scrub: Scrub,
+    pub(crate) taking: Option<Taking>,
+    /// Writes that have their range and wait for the end of a snapshot.
+    pub(crate) held: Vec<u64>,
+    pub(crate) fill: Option<Fill>,
     pub(crate) era: Era,
     pub(crate) era_state: EraState,
     pub(crate) proposal: Option<Proposal>,
@@ -98,6 +104,9 @@ impl Engine {
             next_job: 0,
             comparison: None,
             scrub: Scrub::default(),
+            taking: None,
+            held: Vec::new(),
+            fill: None,
             era: Era(1),
             era_state: EraState::default(),
             proposal: None,
@@ -122,11 +131,16 @@ impl Engine {
             Input::Start => self.start(out),
             Input::Activated(view) => self.activated(&view, out),
             Input::Io { id, op } => self.submit(id, op, out),
+            Input::Connected { link } if self.fills(link) => self.fill_connected(out),
             Input::Connected { link } => self.connected(link, out),
+            Input::Disconnected { link } if self.fills(link) => self.fill_link_lost(out),
             Input::Disconnected { link } => {
                 if let Some(member) = self.member_of(link) {
                     self.link_lost(member, out);
                 }
+            }
+            Input::Reply { link, seq, reply } if self.fills(link) => {
+                self.fill_reply(seq, reply, out);
             }
             Input::Reply { link, seq, reply } => self.reply(link, seq, reply, out),
             Input::IsrAnswer { ticket, answer } => self.isr_answer(ticket, answer, out),
@@ -134,9 +148,12 @@ impl Engine {
             Input::Resize(size) => self.config.size = self.config.size.max(size),
             Input::Fenced => self.fail(IoError::Fenced, "superseded by a later epoch", out),
             Input::Compare { ticket } => self.start_comparison(ticket, out),
+            Input::Snapshot { ticket, snapshot } => self.take_snapshot(ticket, snapshot, out),
+            Input::Fill { ticket, source } => self.start_fill(ticket, source, out),
             Input::Stop => self.stop(out),
             Input::Tick => self.tick(out),
         }
+        self.advance_snapshot(out);
     }
 
     /// Whether requests are served.
@@ -198,9 +215,12 @@ impl Engine {
             if let Purpose::Foreground(foreground) = flight.purpose
                 && !flight.completed
             {
-                out.push(Output::Complete { id: foreground.id, result: Err(error) });
+                self.answer(foreground.id, Err(error), out);
             }
         }
+        self.held.clear();
+        self.end_snapshot(Err("the engine ended".to_owned()), out);
+        self.end_fill(Err("the engine ended".to_owned()), out);
         for member in &mut self.members {
             if let Some(link) = member.link_id() {
                 out.push(Output::Disconnect { link });
@@ -215,7 +235,7 @@ impl Engine {
         self.end_comparison(false, out);
     }
 
-    pub(crate) fn complete_error(&self, id: IoId, error: IoError, out: &mut Vec<Output>) {
-        out.push(Output::Complete { id, result: Err(error) });
+    pub(crate) fn complete_error(&mut self, id: IoId, error: IoError, out: &mut Vec<Output>) {
+        self.answer(id, Err(error), out);
     }
 }

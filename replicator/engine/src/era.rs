@@ -58,8 +58,19 @@ impl EraState {
 
 impl Engine {
     pub(crate) fn tick_era(&mut self, out: &mut Vec<Output>) {
-        let due = self.now.since(self.era_state.since) >= ERA;
-        if self.era_state.step != Step::Idle || !self.era_state.dirty || !due {
+        if self.now.since(self.era_state.since) >= ERA {
+            self.seal_era_now(out);
+        }
+    }
+
+    /// Whether no seal is under way.
+    pub(crate) fn era_is_sealed(&self) -> bool {
+        self.era_state.step == Step::Idle
+    }
+
+    /// Begins to seal the current era, unless that is under way or there is nothing to seal.
+    pub(crate) fn seal_era_now(&mut self, out: &mut Vec<Output>) {
+        if self.era_state.step != Step::Idle || !self.era_state.dirty {
             return;
         }
         self.era_state = EraState {

@@ -93,6 +93,16 @@ pub(crate) enum Purpose {
     RollbackWrite {
         write: u64,
     },
+    /// R26.
+    Snapshot,
+    /// Which snapshots source and target of a resync have.
+    Held {
+        target: usize,
+    },
+    /// The target has the contents of a snapshot, and makes it its own.
+    Past {
+        target: usize,
+    },
     StopFlush,
     StopSeal,
     StopClose,

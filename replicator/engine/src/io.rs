@@ -55,8 +55,7 @@ impl Engine {
         // R29: nothing was written since the last good one.
         if self.flushed_writes >= covers && self.leases_held() {
             self.counters.flushes += 1;
-            out.push(Output::Complete { id, result: Ok(None) });
-            return;
+            return self.answer(id, Ok(None), out);
         }
         self.flush_for(id, covers, self.now, out);
     }
@@ -72,6 +71,9 @@ impl Engine {
 
     /// The range is ours (R16): from here on the write belongs to the current era (R17).
     pub(crate) fn launch_mutation(&mut self, seq: u64, out: &mut Vec<Output>) {
+        if self.holds_writes() {
+            return self.held.push(seq);
+        }
         let now_era = self.era;
         let Some(flight) = self.flights.get_mut(seq) else { return };
         flight.era = Some(now_era);
@@ -82,8 +84,7 @@ impl Engine {
             *era = now_era;
         }
         self.era_state.launched();
-        let extra = self.mask_of(|m| m.is_up() && matches!(m.standing, Standing::Syncing(_)));
-        self.launch(seq, self.counting(), extra, out);
+        self.launch(seq, self.counting(), self.receiving(), out);
     }
 
     // ---- reads -------------------------------------------------------------------------------
@@ -164,7 +165,7 @@ impl Engine {
                     if leases {
                         self.flights.remove(seq);
                         self.counters.reads += 1;
-                        out.push(Output::Complete { id, result: Ok(Some(data)) });
+                        self.answer(id, Ok(Some(data)), out);
                     } else {
                         flight.launched = false;
                         flight.waiting = Mask::default();
@@ -273,7 +274,7 @@ impl Engine {
             }
             Kind::Read => {}
         }
-        out.push(Output::Complete { id: foreground.id, result: Ok(None) });
+        self.answer(foreground.id, Ok(None), out);
     }
 
     /// Forgets a completed request and hands its range on.

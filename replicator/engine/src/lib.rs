@@ -18,6 +18,7 @@ mod api;
 mod attach;
 mod core;
 mod era;
+mod fill;
 mod flight;
 mod io;
 mod isr;
@@ -25,20 +26,23 @@ mod link;
 mod lock;
 mod member;
 mod pace;
+mod past;
 mod region;
 mod repair;
 mod reply;
 mod resync;
 mod rollback;
 mod scrub;
+mod snapshot;
 mod stop;
 mod timer;
 
 pub use crate::api::{
     CompareResult, EngineConfig, Input, IsrAnswer, IsrChange, IsrView, LinkId, MemberSpec,
-    MemberStatus, Output, Progress, ScrubStatus, Status,
+    MemberStatus, Output, Progress, ScrubStatus, SnapshotTaken, Status,
 };
 pub use crate::core::Engine;
+pub use crate::fill::{FillHolder, FillSource};
 
 #[cfg(test)]
 mod tests;

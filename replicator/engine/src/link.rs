@@ -107,7 +107,10 @@ impl Engine {
         match purpose {
             Purpose::Foreground(_) | Purpose::Seal | Purpose::Ping | Purpose::JoinFlush { .. } => {}
             Purpose::EraFlush | Purpose::EraSeal => self.era_lost(index, purpose, over, out),
-            Purpose::Tags { target } => self.abandon_resync(target, out),
+            Purpose::Tags { target } | Purpose::Held { target } | Purpose::Past { target } => {
+                self.abandon_resync(target, out);
+            }
+            Purpose::Snapshot => self.snapshot_failed(out),
             Purpose::Region { job } => self.region_lost(job, index, out),
             Purpose::RollbackRead { write } => self.rollback_read_failed(write, index, out),
             Purpose::RollbackWrite { write } => {

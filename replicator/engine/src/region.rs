@@ -7,7 +7,7 @@ use crate::flight::{Mask, Purpose};
 use crate::member::Member;
 use crate::repair::{Awaited, Repair, is_unreadable};
 use crate::scrub::is_background;
-use types::{HASH_BLOCK, MAX_IO, REGION, crc32c};
+use types::{HASH_BLOCK, MAX_IO, REGION, SnapshotId, crc32c};
 use wire::{Reply, Request, WireError};
 
 /// Holders of the range lock with this bit are region jobs; the others are flights.
@@ -22,7 +22,12 @@ pub(crate) const fn is_job(holder: u64) -> bool {
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Task {
-    Copy { target: usize, source: usize },
+    /// Of the head, or of a snapshot that the target is to have.
+    Copy {
+        target: usize,
+        source: usize,
+        snapshot: Option<SnapshotId>,
+    },
     Compare,
     Repair(Repair),
 }
@@ -73,14 +78,14 @@ pub(crate) struct Comparison {
 impl Engine {
     pub(crate) fn start_copy(
         &mut self,
-        target: usize,
-        source: usize,
+        (target, source): (usize, usize),
+        snapshot: Option<SnapshotId>,
         offset: u64,
         len: u64,
         out: &mut Vec<Output>,
     ) {
         let asked = Mask(Mask::one(target).0 | Mask::one(source).0);
-        self.start_job(Task::Copy { target, source }, asked, offset, len, out);
+        self.start_job(Task::Copy { target, source, snapshot }, asked, offset, len, out);
     }
 
     pub(crate) fn start_job(
@@ -94,11 +99,26 @@ impl Engine {
         self.next_job += 1;
         let id = JOB | self.next_job;
         let (hashes, todo) = (Vec::new(), Vec::new());
+        // A snapshot does not change, and its target gets no writes yet: nothing has to be kept out.
+        let alone = matches!(task, Task::Copy { snapshot: Some(_), .. });
         let job = RegionJob { task, offset, len, locked: false, asked, hashes, todo };
         self.jobs.insert(id, job);
-        if self.lock.lock(offset, offset + len, id) {
+        if alone {
+            self.hash_both(id, out);
+        } else if self.lock.lock(offset, offset + len, id) {
             self.region_locked(id, out);
         }
+    }
+
+    /// Asks source and target of a copied snapshot for their hashes.
+    fn hash_both(&mut self, id: u64, out: &mut Vec<Output>) {
+        let Some(job) = self.jobs.get(&id) else { return };
+        let (offset, len) = (job.offset, job.len);
+        let Task::Copy { target, source, snapshot: Some(snapshot) } = job.task else { return };
+        let purpose = Purpose::Region { job: id };
+        let of_source = Request::HashSnapshot { snapshot, offset, len };
+        self.send_internal(purpose, of_source, Mask::one(source), out);
+        self.send_internal(purpose, Request::Hash { offset, len }, Mask::one(target), out);
     }
 
     pub(crate) fn region_locked(&mut self, id: u64, out: &mut Vec<Output>) {
@@ -169,7 +189,9 @@ impl Engine {
                 return self.hashes_came(id, index, Vec::new(), out);
             }
             // The next attempt finds it repaired, if anybody has it.
-            Task::Copy { source, .. } if index == source && is_unreadable(error) => {
+            Task::Copy { source, snapshot: None, .. }
+                if index == source && is_unreadable(error) =>
+            {
                 self.start_repair(source, range, Awaited::Nobody, out);
             }
             Task::Copy { .. } | Task::Compare => {}
@@ -232,10 +254,14 @@ impl Engine {
 
     fn copy_next(&mut self, id: u64, out: &mut Vec<Output>) {
         let Some(job) = self.jobs.get(&id) else { return };
-        let Task::Copy { source, .. } = job.task else { return };
+        let Task::Copy { source, snapshot, .. } = job.task else { return };
         match job.todo.last() {
             Some((offset, len)) => {
-                let request = Request::Read { offset: *offset, len: *len as u32 };
+                let (offset, len) = (*offset, *len as u32);
+                let request = match snapshot {
+                    None => Request::Read { offset, len },
+                    Some(snapshot) => Request::ReadSnapshot { snapshot, offset, len },
+                };
                 self.send_internal(Purpose::Region { job: id }, request, Mask::one(source), out);
             }
             None => self.end_job(id, out),

@@ -59,7 +59,11 @@ impl Engine {
         // the only one (R13 speaks of writes and syncs).
         let reading = matches!(
             flight.request,
-            Request::Read { .. } | Request::Hash { .. } | Request::Tags { .. }
+            Request::Read { .. }
+                | Request::Hash { .. }
+                | Request::Tags { .. }
+                | Request::ReadSnapshot { .. }
+                | Request::HashSnapshot { .. }
         );
         let request = if over { self.flights.remove(seq).map(|f| f.request) } else { None };
         if let Reply::Failed(error) = &reply {
@@ -70,7 +74,8 @@ impl Engine {
             let mild = match error {
                 WireError::Disk { .. } => reading,
                 WireError::ReplicaFailed { .. } | WireError::Fenced { .. } => false,
-                _ => matches!(purpose, Purpose::Region { .. }),
+                // A copy without room or quiet for a snapshot is as good a copy as before.
+                _ => matches!(purpose, Purpose::Region { .. } | Purpose::Snapshot),
             };
             if !mild {
                 self.member_error(index, error, out);
@@ -95,6 +100,9 @@ impl Engine {
             }
             Purpose::Tags { target } => self.tags(target, index, request, reply, out),
             Purpose::Region { job } => self.region_reply(job, index, reply, out),
+            Purpose::Snapshot => self.snapshot_made(over, out),
+            Purpose::Held { target } => self.held_by(target, index, reply, out),
+            Purpose::Past { target } => self.past_made(target, out),
             Purpose::JoinFlush { target } => self.join_flushed(target, out),
             Purpose::RollbackRead { write } => self.rollback_data(write, index, reply, out),
             Purpose::RollbackWrite { write } => {
@@ -129,6 +137,7 @@ impl Engine {
                 self.link_lost(index, out);
             }
             WireError::NoSpace
+            | WireError::NoSnapshot
             | WireError::Checksum { .. }
             | WireError::Invalid { .. }
             | WireError::Refused { .. } => self.link_lost(index, out),

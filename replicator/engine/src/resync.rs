@@ -8,12 +8,14 @@
 //!  └──────────── any failure: only the resync ends (R21), and starts over later
 //! ```
 //!
-//! From the first step on the target gets every new write.
+//! From the first step on the target gets every new write. A target that lacks snapshots is given those
+//! before the first step; see [`crate::past`].
 
 use crate::api::{Output, Progress};
 use crate::core::{Engine, Phase};
 use crate::flight::{Mask, Purpose};
 use crate::member::{Join, Link, Member, RECONNECT, Standing};
+use crate::past::Past;
 use core::time::Duration;
 use std::collections::BTreeSet;
 use types::plant::{Bug, planted};
@@ -28,10 +30,23 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) struct Resync {
     pub(crate) source: usize,
     pub(crate) stage: Stage,
+    /// While the target is given snapshots that it lacks.
+    pub(crate) past: Option<Past>,
+}
+
+impl Resync {
+    /// Whether the target gets new writes.
+    pub(crate) fn receives(&self) -> bool {
+        self.past.is_none()
+    }
 }
 
 #[derive(Debug)]
 pub(crate) enum Stage {
+    /// Which snapshots have source and target?
+    Asking,
+    /// The target makes a snapshot of what it holds.
+    Taking,
     /// Mutations below this number were launched without the target.
     Draining { watermark: u64 },
     /// Two lists are read, page by page.
@@ -55,12 +70,26 @@ impl Engine {
     }
 
     pub(crate) fn start_resync(&mut self, target: usize, source: usize, out: &mut Vec<Output>) {
-        let watermark = self.flights.next();
         let member = &mut self.members[target];
         member.progress = Progress::default();
         member.unfit = false;
-        let stage = Stage::Draining { watermark };
-        member.standing = Standing::Syncing(Box::new(Resync { source, stage }));
+        let (stage, past) = (Stage::Asking, Some(Past::default()));
+        member.standing = Standing::Syncing(Box::new(Resync { source, stage, past }));
+        // A member of the ISR has all snapshots that count, and may yet have to be the source itself:
+        // its contents must not go back.
+        if matches!(self.phase, Phase::Reconciling { .. }) {
+            self.start_present(target, out);
+        } else {
+            self.start_past(target, source, out);
+        }
+    }
+
+    /// The target has all snapshots: from here on it gets every new write.
+    pub(crate) fn start_present(&mut self, target: usize, out: &mut Vec<Output>) {
+        let watermark = self.flights.next();
+        let Standing::Syncing(resync) = &mut self.members[target].standing else { return };
+        resync.past = None;
+        resync.stage = Stage::Draining { watermark };
         self.poll_targets(out);
     }
 
@@ -101,7 +130,7 @@ impl Engine {
             .any(|(_, flight)| flight.launched && flight.era.is_some())
     }
 
-    fn list_tags(&mut self, target: usize, out: &mut Vec<Output>) {
+    pub(crate) fn list_tags(&mut self, target: usize, out: &mut Vec<Output>) {
         let Standing::Syncing(resync) = &self.members[target].standing else { return };
         let source = resync.source;
         let sealed = |index: usize| self.members[index].info.map(|info| info.last_sealed);
@@ -152,32 +181,54 @@ impl Engine {
             None => {
                 *lists -= 1;
                 if *lists == 0 {
-                    let mut queue: Vec<u32> = core::mem::take(set).into_iter().rev().collect();
-                    if planted(Bug::JoinBeforeCopied) {
-                        queue.clear();
+                    let set = core::mem::take(set);
+                    match &mut resync.past {
+                        Some(past) => {
+                            past.dirty = set;
+                            self.copy_oldest(target, out);
+                        }
+                        None => self.copy_regions(target, set, size, out),
                     }
-                    let total = queue.iter().map(|region| region_len(*region, size)).sum();
-                    resync.stage = Stage::Copying { queue, active: 0 };
-                    self.members[target].progress.total = total;
-                    self.fill_window(target, out);
                 }
             }
         }
     }
 
+    /// Begins to copy these regions of the first `size` bytes.
+    pub(crate) fn copy_regions(
+        &mut self,
+        target: usize,
+        set: BTreeSet<u32>,
+        size: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let mut queue: Vec<u32> = set.into_iter().rev().collect();
+        if planted(Bug::JoinBeforeCopied) {
+            queue.clear();
+        }
+        let total: u64 = queue.iter().map(|region| region_len(*region, size)).sum();
+        let Standing::Syncing(resync) = &mut self.members[target].standing else { return };
+        resync.stage = Stage::Copying { queue, active: 0 };
+        self.members[target].progress.total += total;
+        self.fill_window(target, out);
+    }
+
     /// Takes up more regions as far as the foreground allows, or ends the copying.
     pub(crate) fn fill_window(&mut self, target: usize, out: &mut Vec<Output>) {
         let window = self.pace.window(self.now, true);
-        let size = self.config.size;
         loop {
             let Standing::Syncing(resync) = &mut self.members[target].standing else { return };
             let source = resync.source;
+            let oldest = resync.past.as_ref().and_then(Past::oldest);
+            let size = oldest.map_or(self.config.size, |held| held.size);
             let Stage::Copying { queue, active } = &mut resync.stage else { return };
             if *active >= window {
                 return;
             }
             let Some(region) = queue.pop() else {
-                if *active == 0 {
+                if *active == 0 && oldest.is_some() {
+                    self.make_oldest(target, out);
+                } else if *active == 0 {
                     self.members[target].standing = Standing::Joining(Join::Draining);
                     self.poll_targets(out);
                 }
@@ -185,7 +236,8 @@ impl Engine {
             };
             *active += 1;
             let offset = u64::from(region) * REGION;
-            self.start_copy(target, source, offset, region_len(region, size), out);
+            let (snapshot, len) = (oldest.map(|held| held.snapshot), region_len(region, size));
+            self.start_copy((target, source), snapshot, offset, len, out);
         }
     }
 

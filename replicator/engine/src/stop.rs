@@ -59,6 +59,7 @@ impl Engine {
         }
         self.era_state.restart(self.now);
         self.abandon_comparison(out);
+        self.end_fill(Err("the volume is being detached".to_owned()), out);
         let (step, since) = (Step::Draining, self.now);
         let members = Mask::default();
         self.phase = Phase::Stopping(Stopping { step, since, members, clean: true });

@@ -21,6 +21,7 @@ impl Engine {
             Phase::New | Phase::Failed { .. } | Phase::Stopped => return None,
             Phase::Sealing { .. } | Phase::Reconciling { .. } | Phase::Stopping(_) => 20,
             Phase::Activating => 200,
+            Phase::Active if self.taking.is_some() => 20,
             Phase::Active if self.proposal.is_some() || !self.parked.is_empty() => 50,
             Phase::Active => 250,
         };
@@ -55,6 +56,7 @@ impl Engine {
                 self.propose_if_needed(out);
                 self.tick_era(out);
                 self.tick_scrub(out);
+                self.tick_fill(out);
                 if !self.parked.is_empty() && self.leases_held() {
                     self.unpark(out);
                 }

@@ -1,13 +1,13 @@
 //! Messages between the control plane and the data thread.
 
-use engine::{CompareResult, IsrAnswer, IsrView, MemberSpec, Status};
+use engine::{CompareResult, FillSource, IsrAnswer, IsrView, MemberSpec, SnapshotTaken, Status};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use store::{Admin, PoolStats, ReplicaInfo, StoreError};
 use thiserror::Error;
 use tokio::sync::oneshot;
-use types::{Epoch, IsrVersion, ReplicaId, VolumeId};
+use types::{Epoch, IsrVersion, ReplicaId, SnapshotId, VolumeId};
 use wire::{Hello, SealInfo, WireError};
 
 /// An attachment to serve; see [`engine::EngineConfig`].
@@ -37,6 +37,12 @@ pub enum DataError {
     /// The replicas could not be compared: the volume is not active, or its ISR changed meanwhile.
     #[error("the comparison was interrupted; the in-sync set changed or the volume is not active")]
     Comparison,
+    /// A snapshot was aborted; nothing counts of what single replicas have of it.
+    #[error("the snapshot was aborted: {0}")]
+    Snapshot(String),
+    /// The volume could not be filled.
+    #[error("the volume could not be filled: {0}")]
+    Fill(String),
     /// A file descriptor could not be taken over.
     #[error("cannot serve the descriptor: {0}")]
     Descriptor(String),
@@ -144,6 +150,8 @@ pub(super) enum Command {
     DetachFrontends { volume: VolumeId, answer: Answer<()> },
     Status { volume: VolumeId, answer: Answer<Status> },
     Compare { volume: VolumeId, answer: Answer<CompareResult> },
+    Snapshot { volume: VolumeId, snapshot: SnapshotId, answer: Answer<SnapshotTaken> },
+    Fill { volume: VolumeId, source: FillSource, answer: Answer<()> },
     IsrChanged { volume: VolumeId, ticket: u64, result: IsrAnswer },
     Shutdown,
 }

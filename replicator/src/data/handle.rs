@@ -3,7 +3,7 @@
 use super::command::{Answer, Command, DataError, DataEvent, EngineSpec};
 use super::pool::{DataConfig, PoolError};
 use super::thread;
-use engine::{CompareResult, IsrAnswer, IsrView, MemberSpec, Status};
+use engine::{CompareResult, FillSource, IsrAnswer, IsrView, MemberSpec, SnapshotTaken, Status};
 use hostio::Waker;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use store::{Admin, PoolStats, ReplicaInfo};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
-use types::{ReplicaId, VolumeId};
+use types::{ReplicaId, SnapshotId, VolumeId};
 use wire::{Hello, SealInfo};
 
 /// Sends commands to the data thread; cheap to clone. Every call answers [`DataError::Ended`] once
@@ -178,6 +178,28 @@ impl DataHandle {
     /// [`DataError::NotAttached`], [`DataError::Comparison`].
     pub async fn compare(&self, volume: VolumeId) -> Result<CompareResult, DataError> {
         self.ask(|answer| Command::Compare { volume, answer }).await
+    }
+
+    /// Takes a snapshot of a volume that is active here (R26). Nothing counts of it before Raft has
+    /// committed who holds it.
+    ///
+    /// # Errors
+    /// [`DataError::NotAttached`], [`DataError::Snapshot`].
+    pub async fn snapshot(
+        &self,
+        volume: VolumeId,
+        snapshot: SnapshotId,
+    ) -> Result<SnapshotTaken, DataError> {
+        self.ask(|answer| Command::Snapshot { volume, snapshot, answer }).await
+    }
+
+    /// Copies a snapshot into a new volume that is active here. What was written is not flushed yet:
+    /// [`Self::stop_engine`] does that.
+    ///
+    /// # Errors
+    /// [`DataError::NotAttached`], [`DataError::Fill`].
+    pub async fn fill(&self, volume: VolumeId, source: FillSource) -> Result<(), DataError> {
+        self.ask(|answer| Command::Fill { volume, source, answer }).await
     }
 
     /// Answers [`DataEvent::ShrinkIsr`] and [`DataEvent::GrowIsr`].

@@ -360,6 +360,10 @@ impl Thread {
                 let _ = answer.send(self.status(volume));
             }
             Command::Compare { volume, answer } => self.compare(volume, answer),
+            Command::Snapshot { volume, snapshot, answer } => {
+                self.snapshot(volume, snapshot, answer);
+            }
+            Command::Fill { volume, source, answer } => self.fill(volume, source, answer),
             Command::IsrChanged { volume, ticket, result } => {
                 let input = engine::Input::IsrAnswer { ticket, answer: result };
                 self.engine_command(volume, input, None);

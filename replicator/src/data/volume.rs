@@ -3,7 +3,7 @@
 use super::command::{Answer, DataError, DataEvent, EngineSpec};
 use super::conn::{Conn, Purpose};
 use super::thread::{Owner, SessionEnd, Thread, Work};
-use engine::{CompareResult, Engine, Input, IsrChange, LinkId, Output};
+use engine::{CompareResult, Engine, FillSource, Input, IsrChange, LinkId, Output, SnapshotTaken};
 use frontend::{BlockDevice, Status as FrontStatus};
 use hostio::Completion;
 use std::collections::{BTreeMap, VecDeque};
@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use store::SessionId;
 use tracing::{info, warn};
-use types::{BlockOp, Epoch, Instant, IoError, IoId, ReplicaId, VolumeId};
+use types::{BlockOp, Epoch, Instant, IoError, IoId, ReplicaId, SnapshotId, VolumeId};
 use wire::{Frame, Hello, Reply, Request, Role, SealInfo, WireError};
 
 /// A seal without an engine is given up after this: a lease (R3), and time to connect.
@@ -34,6 +34,8 @@ pub(super) struct Volume {
     started: Option<Answer<Vec<ReplicaId>>>,
     stopped: Option<Answer<bool>>,
     compares: BTreeMap<u64, Answer<CompareResult>>,
+    snapshots: BTreeMap<u64, Answer<SnapshotTaken>>,
+    fills: BTreeMap<u64, Answer<()>>,
     /// Owners of front-ends and of their listeners.
     pub(super) fronts: Vec<u32>,
     pub(super) detached: Vec<Answer<()>>,
@@ -84,6 +86,8 @@ impl Thread {
             started: Some(answer),
             stopped: None,
             compares: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
+            fills: BTreeMap::new(),
             fronts: Vec::new(),
             detached: Vec::new(),
         };
@@ -112,6 +116,33 @@ impl Thread {
         volume.compares.insert(self.next_ticket, answer);
         let ticket = self.next_ticket;
         self.work.push_back(Work::Engine(id, Input::Compare { ticket }));
+    }
+
+    pub(super) fn snapshot(
+        &mut self,
+        id: VolumeId,
+        snapshot: SnapshotId,
+        answer: Answer<SnapshotTaken>,
+    ) {
+        let Some(volume) = self.volumes.get_mut(&id) else {
+            let _ = answer.send(Err(DataError::NotAttached(id)));
+            return;
+        };
+        self.next_ticket += 1;
+        let ticket = self.next_ticket;
+        volume.snapshots.insert(ticket, answer);
+        self.work.push_back(Work::Engine(id, Input::Snapshot { ticket, snapshot }));
+    }
+
+    pub(super) fn fill(&mut self, id: VolumeId, source: FillSource, answer: Answer<()>) {
+        let Some(volume) = self.volumes.get_mut(&id) else {
+            let _ = answer.send(Err(DataError::NotAttached(id)));
+            return;
+        };
+        self.next_ticket += 1;
+        let ticket = self.next_ticket;
+        volume.fills.insert(ticket, answer);
+        self.work.push_back(Work::Engine(id, Input::Fill { ticket, source }));
     }
 
     pub(super) fn status(&self, id: VolumeId) -> Result<engine::Status, DataError> {
@@ -199,6 +230,20 @@ impl Thread {
             Output::Compared { ticket, result } => {
                 if let Some(answer) = volume.compares.remove(&ticket) {
                     let _ = answer.send(result.ok_or(DataError::Comparison));
+                }
+            }
+            Output::Snapshot { ticket, result } => {
+                if let Ok(taken) = &result {
+                    let pause = taken.pause.as_secs_f64();
+                    info!(volume = %id, %epoch, pause, "snapshot taken; writes were held");
+                }
+                if let Some(answer) = volume.snapshots.remove(&ticket) {
+                    let _ = answer.send(result.map_err(DataError::Snapshot));
+                }
+            }
+            Output::Filled { ticket, result } => {
+                if let Some(answer) = volume.fills.remove(&ticket) {
+                    let _ = answer.send(result.map_err(DataError::Fill));
                 }
             }
             Output::Failed { reason } => {

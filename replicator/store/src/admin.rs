@@ -1,4 +1,4 @@
-//! Making, deleting and growing replicas: idempotent, answered once durable.
+//! Making, deleting, emptying and growing replicas: idempotent, answered once durable.
 
 use types::{Incarnation, MAX_VOLUME, REGION, ReplicaId, VolumeId};
 
@@ -8,7 +8,7 @@ use crate::layout::{MAX_REPLICAS, RecordSeq, ReplicaIndex, regions};
 use crate::op::Wake;
 use crate::record::Change;
 use crate::state::size_is_valid;
-use crate::store::{Replica, Store};
+use crate::store::{Replica, Session, Store};
 
 impl Store {
     pub(crate) fn admin(&mut self, op: u64, admin: Admin, out: &mut Vec<Output>) {
@@ -22,6 +22,8 @@ impl Store {
             }
             Admin::DeleteReplica { replica } => Ok(self.delete(replica, out)),
             Admin::ResizeReplica { replica, size } => self.resize(replica, size),
+            Admin::DropSnapshot { replica, snapshot } => Ok(self.drop_snapshot(replica, snapshot)),
+            Admin::RetireReplica { replica } => self.retire(replica, out),
         };
         match record {
             Ok(record) if record > self.log.durable() => {
@@ -82,17 +84,19 @@ impl Store {
 
     fn delete(&mut self, replica: ReplicaId, out: &mut Vec<Output>) -> RecordSeq {
         let Some(index) = self.by_id.remove(&replica) else { return self.log.appended() };
-        let sessions: Vec<SessionId> = self
-            .sessions
-            .iter()
-            .filter(|(_, session)| session.replica == index)
-            .map(|(id, _)| *id)
-            .collect();
+        self.close_sessions(index, out);
+        self.replicas.remove(&index);
+        self.commit(index, &Change::Delete)
+    }
+
+    /// Ends all sessions of a replica.
+    pub(crate) fn close_sessions(&mut self, index: ReplicaIndex, out: &mut Vec<Output>) {
+        let of_replica = |(_, session): &(&SessionId, &Session)| session.replica == index;
+        let sessions: Vec<SessionId> =
+            self.sessions.iter().filter(of_replica).map(|(id, _)| *id).collect();
         for session in sessions {
             self.close_session(session, out);
         }
-        self.replicas.remove(&index);
-        self.commit(index, &Change::Delete)
     }
 
     fn resize(&mut self, replica: ReplicaId, size: u64) -> Result<RecordSeq, StoreError> {

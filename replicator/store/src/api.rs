@@ -1,6 +1,6 @@
 //! What goes into a [`crate::Store`] and what comes out.
 
-use types::{Buf, Epoch, Incarnation, Instant, PoolId, ReplicaId, Tag, VolumeId};
+use types::{Buf, Epoch, Incarnation, Instant, PoolId, ReplicaId, SnapshotId, Tag, VolumeId};
 
 use crate::StoreError;
 
@@ -83,6 +83,19 @@ pub enum Admin {
     /// Forget a replica and give its space back; sessions on it are closed.
     DeleteReplica {
         /// Which one. An unknown one is a success.
+        replica: ReplicaId,
+    },
+    /// Forget a snapshot and give back the space that only it used.
+    DropSnapshot {
+        /// Of which replica. An unknown one is a success.
+        replica: ReplicaId,
+        /// Which one. An unknown one is a success.
+        snapshot: SnapshotId,
+    },
+    /// Empty a replica for good, but for its snapshots; engines' sessions on it are closed and no
+    /// more are accepted.
+    RetireReplica {
+        /// Which one.
         replica: ReplicaId,
     },
     /// Grow a replica (R25).
@@ -206,7 +219,7 @@ pub struct ReplicaInfo {
     pub incarnation: Incarnation,
     /// Bytes.
     pub size: u64,
-    /// Bytes of the pool that it occupies.
+    /// Bytes of the pool that it and its snapshots occupy.
     pub allocated: u64,
     /// Highest epoch promised by a seal (R3).
     pub sealed: Epoch,
@@ -216,6 +229,10 @@ pub struct ReplicaInfo {
     pub clean: bool,
     /// Why it is failed for good, if it is (R13).
     pub failed: Option<String>,
+    /// Its snapshots, oldest first (R26).
+    pub snapshots: Vec<SnapshotId>,
+    /// It is kept for its snapshots only.
+    pub retired: bool,
 }
 
 /// Where a block lies; see [`crate::Store::locate`].

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! header block: magic, CRC of the block, generation, first LSN of the log behind it, CRC and length of the body
-//! body:         replicas, each with its tags in runs of equal ones and its map
+//! body:         replicas, each with its tags in runs of equal ones, its snapshots, its map and what only they use
 //! ```
 //!
 //! The blocks are written in any order and synced before the superblock names them, so a damaged
@@ -10,15 +10,17 @@
 
 use bytemuck::{Pod, Zeroable};
 use types::{
-    BLOCK, BootId, Buf, BufMut, EngineInstance, Epoch, Incarnation, ReplicaId, VolumeId, crc32c,
+    BLOCK, BootId, Buf, BufMut, EngineInstance, Epoch, Incarnation, ReplicaId, SnapshotId,
+    VolumeId, crc32c,
 };
 
 use crate::OpenError;
 use crate::disk::{self, PoolDisk};
-use crate::layout::{Area, Generation, Layout, Lsn, Region, ReplicaIndex, Slot, VSlot};
+use crate::layout::{Area, Generation, Layout, Lsn, Region, ReplicaIndex, Slot, VSlot, Version};
 use crate::record::{Change, Reader, Writer};
 use crate::state::{Contradiction, PoolState};
 use crate::superblock::{block_is_intact, seal_block};
+use crate::versions::{Retained, Snapshot};
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -67,10 +69,27 @@ pub(crate) fn encode(state: &PoolState, generation: Generation, first_lsn: Lsn) 
         }
         body.u32(runs.0.len() as u32 / crate::layout::TAG_RUN_BYTES as u32);
         body.0.extend_from_slice(&runs.0);
-        body.u32(replica.allocated);
-        for (vslot, slot) in replica.mapped(0, replica.vslots()) {
+        let versions = &replica.versions;
+        body.u8(u8::from(replica.retired));
+        body.u32(versions.now.0);
+        body.u32(versions.snapshots().len() as u32);
+        for found in versions.snapshots() {
+            body.id(found.snapshot.as_bytes());
+            body.u32(found.version.0);
+            body.u64(found.size);
+        }
+        body.u32(versions.allocated);
+        for (vslot, slot, born) in versions.head() {
             body.u32(vslot.0);
             body.u32(slot.0);
+            body.u32(born.0);
+        }
+        body.u32(versions.retained().len() as u32);
+        for (vslot, born, found) in versions.retained() {
+            body.u32(vslot.0);
+            body.u32(found.slot.0);
+            body.u32(born.0);
+            body.u32(found.died.0);
         }
     }
     let body = body.0;
@@ -162,12 +181,43 @@ fn decode(from: &mut Reader<'_>, state: &mut PoolState) -> Option<Result<(), Con
                 return Some(Err(error));
             }
         }
-        for _ in 0..from.u32()? {
-            let map = Change::Map { vslot: VSlot(from.u32()?), slot: Slot(from.u32()?) };
-            if let Err(error) = apply(map) {
-                return Some(Err(error));
-            }
+        if let Err(error) = decode_versions(from, state, index)? {
+            return Some(Err(error));
         }
     }
     from.0.is_empty().then_some(Ok(()))
+}
+
+fn decode_versions(
+    from: &mut Reader<'_>,
+    state: &mut PoolState,
+    index: ReplicaIndex,
+) -> Option<Result<(), Contradiction>> {
+    let retired = from.u8()? != 0;
+    let now = Version(from.u32()?);
+    let mut snapshots = Vec::new();
+    for _ in 0..from.u32()? {
+        snapshots.push(Snapshot {
+            snapshot: SnapshotId::from_bytes(from.id()?),
+            version: Version(from.u32()?),
+            size: from.u64()?,
+        });
+    }
+    if let Err(error) = state.restore_snapshots(index, now, &snapshots, retired) {
+        return Some(Err(error));
+    }
+    for _ in 0..from.u32()? {
+        let (vslot, slot, born) = (VSlot(from.u32()?), Slot(from.u32()?), Version(from.u32()?));
+        if let Err(error) = state.restore_piece(index, vslot, slot, born) {
+            return Some(Err(error));
+        }
+    }
+    for _ in 0..from.u32()? {
+        let (vslot, slot, born) = (VSlot(from.u32()?), Slot(from.u32()?), Version(from.u32()?));
+        let retained = Retained { died: Version(from.u32()?), slot };
+        if let Err(error) = state.restore_retained(index, vslot, born, retained) {
+            return Some(Err(error));
+        }
+    }
+    Some(Ok(()))
 }

@@ -18,7 +18,9 @@ use crate::OpenError;
 
 /// Version of everything in this file, [`crate::superblock`], [`crate::record`],
 /// [`crate::checkpoint`] and [`crate::sums`].
-pub(crate) const FORMAT_VERSION: u32 = 1;
+///
+/// History: 1 = first; 2 = snapshots.
+pub(crate) const FORMAT_VERSION: u32 = 2;
 
 /// Smallest pool, in bytes.
 pub(crate) const MIN_POOL: u64 = 16 << 20;
@@ -31,8 +33,12 @@ const HEADER_BLOCKS: u64 = 16;
 pub(crate) const REPLICA_BYTES: u64 = 192;
 /// Bytes of one run of equal tags in a checkpoint.
 pub(crate) const TAG_RUN_BYTES: u64 = 20;
-/// Bytes of one map entry in a checkpoint.
-pub(crate) const MAP_ENTRY_BYTES: u64 = 8;
+/// Most bytes of one slot in a checkpoint, whether the head or a snapshot has it.
+pub(crate) const MAP_ENTRY_BYTES: u64 = 16;
+/// Most snapshots in a pool.
+pub(crate) const MAX_SNAPSHOTS: u32 = 4096;
+/// Bytes of one snapshot in a checkpoint, without its slots.
+const SNAPSHOT_BYTES: u64 = 28;
 /// Volumes may be this many times larger in sum than their pool…
 const OVERCOMMIT: u64 = 16;
 /// …or at least this many regions.
@@ -60,6 +66,9 @@ number!(
 number!(
     /// A replica within the pool's metadata; reused after deletion.
     ReplicaIndex(u32));
+number!(
+    /// A time in the life of a replica, between two of its snapshots; counts from 1.
+    Version(u32));
 number!(
     /// Number of a log block; never reused in a pool.
     Lsn(u64));
@@ -110,6 +119,7 @@ impl Layout {
         let most = u32::try_from(size / slot_size).unwrap_or(u32::MAX - 1).min(u32::MAX - 1);
         let checkpoint_bytes = u64::from(MAX_REPLICAS) * REPLICA_BYTES
             + max_regions * TAG_RUN_BYTES
+            + u64::from(MAX_SNAPSHOTS) * SNAPSHOT_BYTES
             + u64::from(most) * MAP_ENTRY_BYTES;
         let checkpoint_blocks = 1 + checkpoint_bytes.div_ceil(BLOCK);
         let table_start = (HEADER_BLOCKS + 2 * (checkpoint_blocks + log_blocks)) * BLOCK;

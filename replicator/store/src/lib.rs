@@ -4,16 +4,17 @@
 //! This crate must never do I/O itself, read a clock, start a thread, or serve a byte that the
 //! replica's own engine did not write there (R23).
 //!
-//! Reading order: `layout` (where everything is), `record` and `state` (what is remembered),
+//! Reading order: `layout` (where everything is), `record`, `state` and `versions` (what is remembered),
 //! `superblock`, `checkpoint`, `log_block`, `recovery` (how it survives), `alloc` (why nobody sees
 //! an earlier owner's bytes), `session` (who may do what), `write`, `zeroes`, `read`, `flush`,
-//! `seal_era`, `online` (what they do), `fail` (what happens when the disk breaks).
+//! `seal_era`, `snapshot`, `copy`, `online` (what they do), `fail` (what happens when the disk breaks).
 #![forbid(unsafe_code)]
 
 mod admin;
 mod alloc;
 mod api;
 mod checkpoint;
+mod copy;
 mod disk;
 mod error;
 mod fail;
@@ -33,10 +34,12 @@ mod seal_era;
 mod session;
 mod slab;
 mod slots;
+mod snapshot;
 mod state;
 mod store;
 mod sums;
 mod superblock;
+mod versions;
 mod write;
 mod zeroes;
 

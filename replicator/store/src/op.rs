@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use types::{Buf, BufMut, Tag};
+use types::{Buf, BufMut, SnapshotId, Tag};
 use wire::WireError;
 
 use crate::api::SessionId;
-use crate::layout::{RecordSeq, ReplicaIndex, Slot};
+use crate::copy::Piece;
+use crate::layout::{RecordSeq, ReplicaIndex, Slot, Version};
 use crate::slab::Key;
 
 /// A request that could not be answered at once.
@@ -24,6 +25,8 @@ pub(crate) struct Op {
     pub(crate) record: RecordSeq,
     /// What the answer will be instead of success.
     pub(crate) error: Option<WireError>,
+    /// It waits for slots and keeps its place in that queue.
+    pub(crate) queued: bool,
 }
 
 #[derive(Debug)]
@@ -33,8 +36,6 @@ pub(crate) enum OpKind {
         data: Buf,
         crc: u32,
         tag: Tag,
-        /// It waits for slots and keeps its place in that queue.
-        queued: bool,
     },
     /// Discard and write-zeroes.
     Zeroes {
@@ -51,6 +52,12 @@ pub(crate) enum OpKind {
         len: u64,
         next: u32,
         hashes: Vec<u32>,
+        /// Of this version; `None` is the head.
+        version: Option<Version>,
+    },
+    Snapshot {
+        snapshot: SnapshotId,
+        size: u64,
     },
     Flush,
     SealEra {
@@ -91,6 +98,13 @@ pub(crate) enum Io {
         offset: u64,
         len: u64,
         began: u64,
+    },
+    /// A piece that snapshots use is copied.
+    CopyRead {
+        piece: Piece,
+    },
+    CopyWrite {
+        piece: Piece,
     },
     Log,
     Sync,

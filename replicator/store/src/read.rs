@@ -4,11 +4,11 @@
 //! writes and syncs, after which nobody knows what the disk holds. After a failed read the data may
 //! still be readable, and the engine has another copy.
 
-use types::{BLOCK, Buf, BufMut, HASH_BLOCK, MAX_IO, Tag, crc32c, in_bounds};
+use types::{BLOCK, Buf, BufMut, HASH_BLOCK, MAX_IO, SnapshotId, Tag, crc32c, in_bounds};
 use wire::{Reply, WireError};
 
 use crate::api::{Event, Output, SessionId};
-use crate::layout::Region;
+use crate::layout::{Region, ReplicaIndex, Version};
 use crate::op::{Io, OpKind, ReadData};
 use crate::slab::Key;
 use crate::store::Store;
@@ -25,16 +25,21 @@ impl Store {
         &mut self,
         id: SessionId,
         seq: u64,
+        snapshot: Option<SnapshotId>,
         offset: u64,
         len: u32,
         out: &mut Vec<Output>,
     ) {
         let index = self.sessions[&id].replica;
         let bytes = u64::from(len);
-        if !in_bounds(offset, bytes, self.state.replicas[&index].size) || bytes > MAX_IO {
+        let Some((version, size)) = self.version(index, snapshot) else {
+            return self.reply(id, seq, Reply::Failed(WireError::NoSnapshot), out);
+        };
+        if !in_bounds(offset, bytes, size) || bytes > MAX_IO {
             return self.invalid(id, seq, "offset or length of a read", out);
         }
-        let whole = matches!(self.extent(index, offset, bytes), Some((_, have)) if have == bytes);
+        let whole = self.extent(index, version, offset, bytes);
+        let whole = whole.is_some_and(|(_, have)| have == bytes);
         let data = if whole {
             ReadData::Whole(None)
         } else {
@@ -46,7 +51,7 @@ impl Store {
         let mut done = 0;
         while done < bytes {
             let at = offset + done;
-            let Some((from, have)) = self.extent(index, at, bytes - done) else {
+            let Some((from, have)) = self.extent(index, version, at, bytes - done) else {
                 done += slot_size - at % slot_size;
                 continue;
             };
@@ -61,6 +66,24 @@ impl Store {
             done += have;
         }
         self.finish_read(key, out);
+    }
+
+    /// The version that a request is about, and the size in it; `None` if there is no such snapshot.
+    fn version(
+        &self,
+        index: ReplicaIndex,
+        snapshot: Option<SnapshotId>,
+    ) -> Option<(Option<Version>, u64)> {
+        let state = self.state.replicas.get(&index)?;
+        match snapshot {
+            None => Some((None, state.size)),
+            Some(id) => state.versions.find(id).map(|found| (Some(found.version), found.size)),
+        }
+    }
+
+    fn has_version(&self, index: ReplicaIndex, version: Version) -> bool {
+        let state = self.state.replicas.get(&index);
+        state.is_some_and(|state| state.versions.at(version).is_some())
     }
 
     pub(crate) fn read_ended(
@@ -147,11 +170,14 @@ impl Store {
         &mut self,
         id: SessionId,
         seq: u64,
+        snapshot: Option<SnapshotId>,
         offset: u64,
         len: u64,
         out: &mut Vec<Output>,
     ) {
-        let size = self.state.replicas[&self.sessions[&id].replica].size;
+        let Some((version, size)) = self.version(self.sessions[&id].replica, snapshot) else {
+            return self.reply(id, seq, Reply::Failed(WireError::NoSnapshot), out);
+        };
         let end = offset.saturating_add(len);
         let aligned = offset.is_multiple_of(HASH_BLOCK)
             && (end.is_multiple_of(HASH_BLOCK) || end == size)
@@ -160,7 +186,7 @@ impl Store {
             return self.invalid(id, seq, "offset or length of a hash", out);
         }
         let hashes = vec![0; len.div_ceil(HASH_BLOCK) as usize];
-        let kind = OpKind::Hash { offset, len, next: 0, hashes };
+        let kind = OpKind::Hash { offset, len, next: 0, hashes, version };
         if let Some(key) = self.op(id, seq, kind) {
             self.continue_hash(key, out);
         }
@@ -172,7 +198,8 @@ impl Store {
         loop {
             let Some(op) = self.ops.get_mut(key) else { return };
             let (index, error, io) = (op.replica, op.error.is_some(), op.io);
-            let OpKind::Hash { offset, len, next, hashes } = &mut op.kind else { return };
+            let OpKind::Hash { offset, len, next, hashes, version } = &mut op.kind else { return };
+            let version = *version;
             if *next as usize == hashes.len() || error {
                 if io == 0 {
                     let hashes = std::mem::take(hashes);
@@ -187,9 +214,16 @@ impl Store {
             *next += 1;
             let at = *offset + u64::from(block) * HASH_BLOCK;
             let bytes = HASH_BLOCK.min(*offset + *len - at);
+            if version.is_some_and(|version| !self.has_version(index, version)) {
+                // It was dropped meanwhile.
+                if let Some(op) = self.ops.get_mut(key) {
+                    op.error = Some(WireError::NoSnapshot);
+                }
+                continue;
+            }
             // A hash block lies within one slot.
             debug_assert!(at % slots.slot_size + bytes <= slots.slot_size);
-            let Some((from, _)) = self.extent(index, at, bytes) else {
+            let Some((from, _)) = self.extent(index, version, at, bytes) else {
                 let hash = self.zero_hash(bytes);
                 self.set_hash(key, block, hash);
                 continue;
@@ -265,4 +299,4 @@ impl Store {
 }
 
 /// What a disk answers that broke the contract of [`crate::IoResult`].
-const EIO: i32 = 5;
+pub(crate) const EIO: i32 = 5;

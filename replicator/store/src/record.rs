@@ -1,7 +1,8 @@
 //! Records of the metadata log: every change of durable state is one of these.
 
 use types::{
-    BootId, EngineInstance, Epoch, Era, Incarnation, NodeId, Process, ReplicaId, Tag, VolumeId,
+    BootId, EngineInstance, Epoch, Era, Incarnation, NodeId, Process, ReplicaId, SnapshotId, Tag,
+    VolumeId,
 };
 
 use crate::layout::{Region, ReplicaIndex, Slot, VSlot};
@@ -33,6 +34,14 @@ pub(crate) enum Change {
     Map { vslot: VSlot, slot: Slot },
     /// Pieces of it are in no slot any more and read as zeros.
     Unmap { first: VSlot, count: u32 },
+    /// What it holds now is a snapshot (R26): slots in use now are not written any more.
+    Snapshot { snapshot: SnapshotId, size: u64 },
+    /// A snapshot is gone, and slots that only it used are free.
+    DropSnapshot { snapshot: SnapshotId },
+    /// A piece that snapshots use was copied, for writing, to this slot.
+    Copied { vslot: VSlot, slot: Slot },
+    /// It is empty for good, and kept for its snapshots.
+    Retired,
 }
 
 /// Longest encoded record, in bytes.
@@ -113,6 +122,10 @@ pub(crate) fn encode(index: ReplicaIndex, change: &Change, out: &mut Writer) {
         Change::Map { .. } => 10,
         Change::Unmap { .. } => 11,
         Change::Leased { .. } => 12,
+        Change::Snapshot { .. } => 13,
+        Change::DropSnapshot { .. } => 14,
+        Change::Copied { .. } => 15,
+        Change::Retired => 16,
     };
     out.u8(kind);
     out.u32(index.0);
@@ -123,7 +136,7 @@ pub(crate) fn encode(index: ReplicaIndex, change: &Change, out: &mut Writer) {
             out.id(incarnation.as_bytes());
             out.u64(*size);
         }
-        Change::Delete | Change::Clean => {}
+        Change::Delete | Change::Clean | Change::Retired => {}
         Change::Resize { size } => out.u64(*size),
         Change::Seal { epoch, instance } => {
             out.u64(epoch.0);
@@ -138,7 +151,12 @@ pub(crate) fn encode(index: ReplicaIndex, change: &Change, out: &mut Writer) {
             out.u32(first.0);
             out.u32(*count);
         }
-        Change::Map { vslot, slot } => {
+        Change::Snapshot { snapshot, size } => {
+            out.id(snapshot.as_bytes());
+            out.u64(*size);
+        }
+        Change::DropSnapshot { snapshot } => out.id(snapshot.as_bytes()),
+        Change::Map { vslot, slot } | Change::Copied { vslot, slot } => {
             out.u32(vslot.0);
             out.u32(slot.0);
         }
@@ -174,6 +192,10 @@ pub(crate) fn decode(from: &mut Reader<'_>) -> Option<(ReplicaIndex, Change)> {
         10 => Change::Map { vslot: VSlot(from.u32()?), slot: Slot(from.u32()?) },
         11 => Change::Unmap { first: VSlot(from.u32()?), count: from.u32()? },
         12 => Change::Leased { process: from.process()? },
+        13 => Change::Snapshot { snapshot: SnapshotId::from_bytes(from.id()?), size: from.u64()? },
+        14 => Change::DropSnapshot { snapshot: SnapshotId::from_bytes(from.id()?) },
+        15 => Change::Copied { vslot: VSlot(from.u32()?), slot: Slot(from.u32()?) },
+        16 => Change::Retired,
         _ => return None,
     };
     Some((index, change))

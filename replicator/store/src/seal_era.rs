@@ -32,6 +32,11 @@ pub(crate) struct Settle {
 }
 
 impl Settle {
+    /// Queues a request that settles the checksums of its replica.
+    pub(crate) fn enqueue(&mut self, key: Key) {
+        self.queue.push_back(key);
+    }
+
     pub(crate) fn page_written(&mut self) {
         self.writes -= 1;
     }
@@ -46,7 +51,7 @@ impl Store {
             return self.reply(id, seq, Reply::Done, out);
         }
         if let Some(key) = self.op(id, seq, OpKind::SealEra { tag }) {
-            self.settle.queue.push_back(key);
+            self.settle.enqueue(key);
         }
     }
 
@@ -86,7 +91,7 @@ impl Store {
     pub(crate) fn settle_synced(&mut self, out: &mut Vec<Output>) {
         self.settle.syncing = false;
         if let Some(key) = self.settle.running.take() {
-            self.finish_seal_era(key, out);
+            self.advance(key, out);
         }
     }
 

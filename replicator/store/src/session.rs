@@ -9,6 +9,8 @@
 //!                                    └── a later Seal closes it
 //! ```
 //!
+//! A reader of snapshots has no part in all that: nothing that it reads ever changes.
+//!
 //! A replica has at most one sealed session: a seal closes every other one that is not of a higher
 //! epoch, also an earlier connection of the same engine, so nothing of an old connection can land
 //! after something of the new one. The lease is waited for unless its holder is the very engine
@@ -92,6 +94,12 @@ impl Store {
         if let Some(errno) = self.failure(state) {
             return failed(failure_text(errno));
         }
+        if hello.role == Role::Reader {
+            return Ok(*index);
+        }
+        if state.retired {
+            return failed("it is kept for its snapshots only".to_owned());
+        }
         self.check_epoch(*index, hello.epoch, hello.instance)?;
         Ok(*index)
     }
@@ -128,7 +136,14 @@ impl Store {
         }
         let refusal = match request {
             _ if session.closing => Some("the session is being closed"),
-            Request::Seal | Request::Close { .. } => None,
+            Request::Close { .. } => None,
+            Request::Snapshots | Request::ReadSnapshot { .. } | Request::HashSnapshot { .. }
+                if session.role == Role::Reader && session.ops < MAX_SESSION_OPS =>
+            {
+                None
+            }
+            _ if session.role == Role::Reader => Some("a reader only reads snapshots"),
+            Request::Seal => None,
             _ if session.role == Role::Sealer => Some("a sealer only seals"),
             _ if !session.sealed => Some("the session has not sealed"),
             _ if session.ops >= MAX_SESSION_OPS => Some("too many requests in flight"),
@@ -149,8 +164,19 @@ impl Store {
             Request::Discard { offset, len, era } | Request::WriteZeroes { offset, len, era } => {
                 self.zeroes(id, seq, (offset, len), tag(era), out);
             }
-            Request::Read { offset, len } => self.read(id, seq, offset, len, out),
-            Request::Hash { offset, len } => self.hash(id, seq, offset, len, out),
+            Request::Read { offset, len } => self.read(id, seq, None, offset, len, out),
+            Request::Hash { offset, len } => self.hash(id, seq, None, offset, len, out),
+            Request::ReadSnapshot { snapshot, offset, len } => {
+                self.read(id, seq, Some(snapshot), offset, len, out);
+            }
+            Request::HashSnapshot { snapshot, offset, len } => {
+                self.hash(id, seq, Some(snapshot), offset, len, out);
+            }
+            Request::Snapshot { snapshot, size } => self.snapshot(id, seq, snapshot, size, out),
+            Request::Snapshots => {
+                let held = self.list_snapshots(id);
+                self.reply(id, seq, held, out);
+            }
             Request::Tags { above, first } => self.tags(id, seq, above, first, out),
             Request::Flush => self.flush(id, seq, out),
             Request::SealEra { era } => self.seal_era(id, seq, tag(era), out),
@@ -170,6 +196,7 @@ impl Store {
             io: 0,
             record: RecordSeq(0),
             error: None,
+            queued: false,
         }))
     }
 
@@ -191,6 +218,7 @@ impl Store {
             .filter(|(other, session)| {
                 session.replica == index
                     && **other != id
+                    && session.role != Role::Reader
                     && session.epoch <= epoch
                     && !planted(Bug::SealKeepsSessions)
             })

@@ -10,8 +10,11 @@ use types::{
     VolumeId,
 };
 
-use crate::layout::{self, Layout, MAX_REPLICAS, Region, ReplicaIndex, Slot, VSlot};
+use crate::layout::{
+    self, Layout, MAX_REPLICAS, MAX_SNAPSHOTS, Region, ReplicaIndex, Slot, VSlot, Version,
+};
 use crate::record::Change;
+use crate::versions::{Retained, Snapshot, Versions};
 
 /// What the pool remembers of a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,19 +36,17 @@ pub(crate) struct ReplicaState {
     pub(crate) in_use: Option<BootId>,
     /// Errno of the permanent failure (R13).
     pub(crate) failed: Option<i32>,
-    /// The slot of each piece.
-    map: Vec<u32>,
+    /// It has no contents of its own any more, only snapshots.
+    pub(crate) retired: bool,
+    /// Its slots and those of its snapshots.
+    pub(crate) versions: Versions,
     /// Last write of each region (R17).
     tags: Vec<Tag>,
-    /// Pieces that have a slot.
-    pub(crate) allocated: u32,
 }
-
-const NONE: u32 = u32::MAX;
 
 impl ReplicaState {
     pub(crate) fn slot(&self, vslot: VSlot) -> Option<Slot> {
-        self.map.get(vslot.0 as usize).copied().filter(|slot| *slot != NONE).map(Slot)
+        self.versions.slot(vslot)
     }
 
     pub(crate) fn tag(&self, region: Region) -> Tag {
@@ -57,7 +58,7 @@ impl ReplicaState {
     }
 
     pub(crate) fn vslots(&self) -> u32 {
-        self.map.len() as u32
+        self.versions.vslots()
     }
 
     /// The allocated pieces of `first..end`, ascending.
@@ -66,13 +67,12 @@ impl ReplicaState {
         first: u32,
         end: u32,
     ) -> impl Iterator<Item = (VSlot, Slot)> + use<'_> {
-        let end = end.min(self.vslots());
-        let first = first.min(end);
-        self.map[first as usize..end as usize]
-            .iter()
-            .zip(first..)
-            .filter(|(slot, _)| **slot != NONE)
-            .map(|(slot, vslot)| (VSlot(vslot), Slot(*slot)))
+        self.versions.mapped(first, end)
+    }
+
+    /// Slots that it and its snapshots occupy.
+    pub(crate) fn occupied(&self) -> u64 {
+        u64::from(self.versions.allocated) + self.versions.retained().len() as u64
     }
 }
 
@@ -81,7 +81,7 @@ impl ReplicaState {
 pub(crate) struct PoolState {
     pub(crate) layout: Layout,
     pub(crate) replicas: BTreeMap<ReplicaIndex, ReplicaState>,
-    /// One bit per slot: some replica owns it.
+    /// One bit per slot: some replica or one of its snapshots owns it.
     used: Vec<u64>,
 }
 
@@ -144,9 +144,9 @@ impl PoolState {
                 last_sealed: Tag::default(),
                 in_use: None,
                 failed: None,
-                map: vec![NONE; self.layout.vslots(size)],
+                retired: false,
+                versions: Versions::new(self.layout.vslots(size)),
                 tags: vec![Tag::default(); layout::regions(size)],
-                allocated: 0,
             };
             self.replicas.insert(index, state);
             return Ok(());
@@ -161,17 +161,20 @@ impl PoolState {
                 return Err(Contradiction("too much is provisioned"));
             }
         }
+        if matches!(change, Change::Snapshot { .. }) && self.snapshots() >= MAX_SNAPSHOTS {
+            return Err(Contradiction("too many snapshots"));
+        }
+        let from = freed.len();
         let replica = self.replicas.get_mut(&index).ok_or(Contradiction("no such replica"))?;
         match *change {
             Change::Create { .. } => {}
             Change::Delete => {
-                let vslots = replica.vslots();
-                self.unmap(index, 0, vslots, freed)?;
+                replica.versions.clear(freed);
                 self.replicas.remove(&index);
             }
             Change::Resize { size } => {
                 replica.size = size;
-                replica.map.resize(layout.vslots(size), NONE);
+                replica.versions.grow(layout.vslots(size));
                 replica.tags.resize(layout::regions(size), Tag::default());
             }
             Change::Seal { epoch, instance } => {
@@ -198,44 +201,107 @@ impl PoolState {
                 tags.ok_or(Contradiction("region"))?.fill(tag);
             }
             Change::Map { vslot, slot } => {
-                if slot.0 >= layout.slots {
-                    return Err(Contradiction("slot"));
-                }
-                let entry =
-                    replica.map.get_mut(vslot.0 as usize).ok_or(Contradiction("map entry"))?;
-                if *entry != NONE {
-                    return Err(Contradiction("mapped twice"));
-                }
-                *entry = slot.0;
-                replica.allocated += 1;
-                if self.is_used(slot) {
-                    return Err(Contradiction("slot owned twice"));
-                }
-                self.set_used(slot, true);
+                let born = replica.versions.now;
+                return self.restore_piece(index, vslot, slot, born);
             }
-            Change::Unmap { first, count } => self.unmap(index, first.0, count, freed)?,
+            Change::Unmap { first, count } => {
+                let end = first.0.checked_add(count).ok_or(Contradiction("map entry"))?;
+                if !replica.versions.unmap(first.0, end, freed) {
+                    return Err(Contradiction("map entry"));
+                }
+            }
+            Change::Snapshot { snapshot, size } => {
+                if size > replica.size || !replica.versions.snapshot(snapshot, size) {
+                    return Err(Contradiction("snapshot"));
+                }
+            }
+            Change::DropSnapshot { snapshot } => {
+                if !replica.versions.drop_snapshot(snapshot, freed) {
+                    return Err(Contradiction("no such snapshot"));
+                }
+            }
+            Change::Copied { vslot, slot } => {
+                if !replica.versions.replace(vslot, slot, freed) {
+                    return Err(Contradiction("map entry"));
+                }
+                self.own(slot)?;
+            }
+            Change::Retired => {
+                replica.retired = true;
+                let vslots = replica.vslots();
+                replica.versions.unmap(0, vslots, freed);
+            }
+        }
+        for slot in &freed[from..] {
+            self.set_used(*slot, false);
         }
         Ok(())
     }
 
-    fn unmap(
+    /// Snapshots of all replicas.
+    pub(crate) fn snapshots(&self) -> u32 {
+        self.replicas.values().map(|replica| replica.versions.snapshots().len() as u32).sum()
+    }
+
+    fn own(&mut self, slot: Slot) -> Result<(), Contradiction> {
+        if slot.0 >= self.layout.slots {
+            return Err(Contradiction("slot"));
+        }
+        if self.is_used(slot) {
+            return Err(Contradiction("slot owned twice"));
+        }
+        self.set_used(slot, true);
+        Ok(())
+    }
+
+    /// What a checkpoint says of a replica's snapshots; its slots come after that.
+    pub(crate) fn restore_snapshots(
         &mut self,
         index: ReplicaIndex,
-        first: u32,
-        count: u32,
-        freed: &mut Vec<Slot>,
+        now: Version,
+        snapshots: &[Snapshot],
+        retired: bool,
     ) -> Result<(), Contradiction> {
-        let replica = self.replicas.get_mut(&index).ok_or(Contradiction("no such replica"))?;
-        let end = first as usize + count as usize;
-        let entries = replica.map.get_mut(first as usize..end).ok_or(Contradiction("map entry"))?;
-        let from = freed.len();
-        for entry in entries.iter_mut().filter(|entry| **entry != NONE) {
-            freed.push(Slot(*entry));
-            *entry = NONE;
+        if self.snapshots() + snapshots.len() as u32 > MAX_SNAPSHOTS {
+            return Err(Contradiction("too many snapshots"));
         }
-        replica.allocated -= (freed.len() - from) as u32;
-        for slot in &freed[from..] {
-            self.set_used(*slot, false);
+        let replica = self.replicas.get_mut(&index).ok_or(Contradiction("no such replica"))?;
+        replica.retired = retired;
+        replica.versions.now = now;
+        if now == Version(0) || !snapshots.iter().all(|found| replica.versions.restore(*found)) {
+            return Err(Contradiction("snapshots"));
+        }
+        Ok(())
+    }
+
+    /// Gives an empty piece of the head a slot.
+    pub(crate) fn restore_piece(
+        &mut self,
+        index: ReplicaIndex,
+        vslot: VSlot,
+        slot: Slot,
+        born: Version,
+    ) -> Result<(), Contradiction> {
+        self.own(slot)?;
+        let replica = self.replicas.get_mut(&index).ok_or(Contradiction("no such replica"))?;
+        if born > replica.versions.now || !replica.versions.map(vslot, slot, born) {
+            return Err(Contradiction("map entry"));
+        }
+        Ok(())
+    }
+
+    /// Gives a replica's snapshots a slot.
+    pub(crate) fn restore_retained(
+        &mut self,
+        index: ReplicaIndex,
+        vslot: VSlot,
+        born: Version,
+        retained: Retained,
+    ) -> Result<(), Contradiction> {
+        self.own(retained.slot)?;
+        let replica = self.replicas.get_mut(&index).ok_or(Contradiction("no such replica"))?;
+        if !replica.versions.retain(vslot, born, retained) {
+            return Err(Contradiction("retained slot"));
         }
         Ok(())
     }

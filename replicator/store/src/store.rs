@@ -8,6 +8,7 @@ use wire::{Reply, Role, WireError};
 
 use crate::alloc::Alloc;
 use crate::api::{Event, Input, IoId, Output, Place, PoolStats, ReplicaInfo, SessionId};
+use crate::copy::{Copying, Piece};
 use crate::disk::PoolDisk;
 use crate::flush::SyncState;
 use crate::layout::{RecordSeq, ReplicaIndex, Slot};
@@ -111,6 +112,7 @@ pub struct Store {
     pub(crate) waits: Waits,
     pub(crate) log: Log,
     pub(crate) alloc: Alloc,
+    pub(crate) copying: BTreeMap<Piece, Copying>,
     /// Writes that wait for ready slots, with how many they need.
     pub(crate) slot_waiters: VecDeque<(Key, u32)>,
     pub(crate) full_told: bool,
@@ -136,7 +138,7 @@ pub fn open(disk: &mut dyn PoolDisk, options: &OpenOptions) -> Result<Store, Ope
         state.replicas.keys().map(|index| (*index, Replica::default())).collect();
     let mut owners = vec![None; layout.slots as usize];
     for (index, replica) in &state.replicas {
-        for (_, slot) in replica.mapped(0, replica.vslots()) {
+        for (_, slot, _) in replica.versions.slots() {
             owners[slot.0 as usize] = Some(*index);
         }
     }
@@ -158,6 +160,7 @@ pub fn open(disk: &mut dyn PoolDisk, options: &OpenOptions) -> Result<Store, Ope
         waits: Waits::default(),
         log: Log::new(layout, superblock.area, superblock.generation, next_lsn),
         alloc: Alloc::new(&layout, |slot| state.is_used(slot)),
+        copying: BTreeMap::new(),
         slot_waiters: VecDeque::new(),
         full_told: false,
         zero_unsupported: false,
@@ -265,6 +268,8 @@ impl Store {
                 self.unpin(offset, len);
                 self.hash_ended(op, block, offset, (len, began), done.map(|()| buf), out);
             }
+            Io::CopyRead { piece } => self.copy_read(piece, done.map(|()| buf), out),
+            Io::CopyWrite { piece } => self.copy_written(piece, done, out),
             _ if self.failed.is_some() => {}
             Io::Sync if done.is_err() && planted(Bug::RetrySync) => {
                 let id = self.io(Io::Sync);
@@ -330,6 +335,7 @@ impl Store {
                 self.finish(key, Reply::Done, out);
             }
             OpKind::SealEra { .. } => self.finish_seal_era(key, out),
+            OpKind::Snapshot { .. } => self.finish_snapshot(key, out),
             OpKind::Close => self.continue_close(key, out),
         }
     }
@@ -369,7 +375,7 @@ impl Store {
     pub(crate) fn reply(&mut self, id: SessionId, seq: u64, reply: Reply, out: &mut Vec<Output>) {
         let Some(session) = self.sessions.get(&id) else { return };
         if session.sealed
-            && session.role != Role::Sealer
+            && session.role == Role::Engine
             && let Some(replica) = self.replicas.get_mut(&session.replica)
         {
             replica.lease_until = self.now.after(LEASE);
@@ -419,11 +425,13 @@ impl Store {
                 replica: replica.replica,
                 incarnation: replica.incarnation,
                 size: replica.size,
-                allocated: u64::from(replica.allocated) * self.state.layout.slot_size,
+                allocated: replica.occupied() * self.state.layout.slot_size,
                 sealed: replica.sealed,
                 last_sealed: replica.last_sealed,
                 clean: replica.in_use.is_none(),
                 failed: self.failure(replica).map(failure_text),
+                snapshots: replica.versions.snapshots().iter().map(|s| s.snapshot).collect(),
+                retired: replica.retired,
             })
             .collect()
     }
@@ -437,7 +445,7 @@ impl Store {
         let vslot = self.state.layout.vslot_at(offset).0;
         let settled = state.tag(self.state.layout.region_of(vslot)) <= state.last_sealed;
         let place = self
-            .extent(index, offset, types::BLOCK)
+            .extent(index, None, offset, types::BLOCK)
             .map(|(offset, _)| Place { offset, verified: settled && self.verifies(offset) });
         Some(place)
     }

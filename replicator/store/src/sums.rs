@@ -1,9 +1,9 @@
 //! The checksum table: CRC32C of every block of every slot, kept beside the data.
 //!
 //! In memory the checksums of allocated slots are always right or unknown. On disk they are
-//! settled only when an era is sealed, so that an overwrite stays one write; a region whose tag is
-//! above the last sealed one is therefore not trusted after a restart (R17 makes the tag durable
-//! before the data). Each page has two copies, written in turns, so that a torn page write leaves
+//! settled only when an era is sealed or a snapshot is made, so that an overwrite stays one write; a
+//! region whose tag is above the last sealed one is therefore not trusted after a restart (R17 makes
+//! the tag durable before the data), except for what a snapshot uses and so was not written since. Each page has two copies, written in turns, so that a torn page write leaves
 //! the one before.
 //!
 //! All pages of the pool are read when it is opened and the checksums of allocated slots stay in
@@ -83,7 +83,7 @@ impl Sums {
         let layout = state.layout;
         let mut sums = Self::new(layout);
         for replica in state.replicas.values() {
-            for (_, slot) in replica.mapped(0, replica.vslots()) {
+            for (_, slot, _) in replica.versions.slots() {
                 sums.slots[slot.0 as usize].sums =
                     Some(vec![UNKNOWN; layout.slot_blocks()].into_boxed_slice());
             }
@@ -102,8 +102,9 @@ impl Sums {
         }
         let mut unsettled = Vec::new();
         for replica in state.replicas.values() {
-            for (vslot, slot) in replica.mapped(0, replica.vslots()) {
-                if replica.tag(layout.region_of(vslot)) > replica.last_sealed {
+            for (vslot, slot, frozen) in replica.versions.slots() {
+                // What a snapshot uses was settled before the snapshot was, and not written since.
+                if !frozen && replica.tag(layout.region_of(vslot)) > replica.last_sealed {
                     let entry = &mut sums.slots[slot.0 as usize];
                     if let Some(sums) = entry.sums.as_mut() {
                         sums.fill(UNKNOWN);
@@ -173,6 +174,14 @@ impl Sums {
     pub(crate) fn allocate(&mut self, slot: Slot) {
         let entry = &mut self.slots[slot.0 as usize];
         entry.sums = Some(vec![self.zero_sum; self.layout.slot_blocks()].into_boxed_slice());
+        entry.unsettled = true;
+    }
+
+    /// A slot got the contents of another one, right or wrong: the same checksums judge them.
+    pub(crate) fn copy(&mut self, from: Slot, to: Slot) {
+        let sums = self.slots[from.0 as usize].sums.clone();
+        let entry = &mut self.slots[to.0 as usize];
+        entry.sums = sums;
         entry.unsettled = true;
     }
 

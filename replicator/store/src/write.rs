@@ -1,13 +1,14 @@
 //! Writes: tag first, then data and map record together.
 //!
-//! An overwrite in a region that was tagged in this era is one disk write and nothing else.
+//! An overwrite in a region that was tagged in this era is one disk write and nothing else; the first
+//! one of a piece that a snapshot uses copies that piece before ([`crate::copy`]).
 
 use types::plant::{Bug, planted};
 use types::{BLOCK, Buf, MAX_IO, REGION, Tag, crc32c, in_bounds};
 use wire::{Reply, WireError};
 
 use crate::api::{Event, Output, SessionId};
-use crate::layout::{RecordSeq, Region, ReplicaIndex, Slot, VSlot, regions};
+use crate::layout::{RecordSeq, Region, ReplicaIndex, Slot, VSlot, Version, regions};
 use crate::op::{Io, OpKind, Wake};
 use crate::record::Change;
 use crate::slab::Key;
@@ -38,7 +39,7 @@ impl Store {
         if crc32c(data.as_slice()) != crc {
             return self.reply(id, seq, Reply::Failed(WireError::Checksum { offset }), out);
         }
-        let kind = OpKind::Write { offset, data, crc, tag, queued: false };
+        let kind = OpKind::Write { offset, data, crc, tag };
         if let Some(key) = self.op(id, seq, kind) {
             self.start_write(key, out);
         }
@@ -47,7 +48,7 @@ impl Store {
     /// Goes as far as possible: waits for the tag, then for slots, then submits.
     pub(crate) fn start_write(&mut self, key: Key, out: &mut Vec<Output>) {
         let Some(op) = self.ops.get(key) else { return };
-        let OpKind::Write { offset, ref data, crc, tag, queued } = op.kind else { return };
+        let OpKind::Write { offset, ref data, crc, tag } = op.kind else { return };
         let (index, data) = (op.replica, data.clone());
         let end = offset + data.len() as u64;
         let gate = self.tag_write(index, offset, end, tag);
@@ -56,10 +57,13 @@ impl Store {
         }
         let (first, last) =
             (self.state.layout.vslot_at(offset).0.0, self.state.layout.vslot_at(end - 1).0.0);
+        if self.unshare(key, index, (first..=last).map(VSlot), out) {
+            return;
+        }
         let Some(state) = self.state.replicas.get(&index) else { return };
         let missing = (first..=last).filter(|v| state.slot(VSlot(*v)).is_none()).count() as u32;
         if missing > 0 {
-            if !self.reserve(key, missing, queued, out) {
+            if !self.reserve(key, missing, out) {
                 return;
             }
             self.allocate(index, first, last);
@@ -142,7 +146,8 @@ impl Store {
 
     /// Whether `missing` slots may be taken now. If not, the write waits for zeroed ones, or is
     /// refused because there are none left at all.
-    fn reserve(&mut self, key: Key, missing: u32, queued: bool, out: &mut Vec<Output>) -> bool {
+    pub(crate) fn reserve(&mut self, key: Key, missing: u32, out: &mut Vec<Output>) -> bool {
+        let queued = self.ops.get(key).is_some_and(|op| op.queued);
         if self.alloc.ready() >= missing && (queued || self.slot_waiters.is_empty()) {
             return true;
         }
@@ -154,8 +159,8 @@ impl Store {
         }
         self.alloc.starved();
         self.slot_waiters.push_back((key, missing));
-        if let Some(OpKind::Write { queued, .. }) = self.ops.get_mut(key).map(|op| &mut op.kind) {
-            *queued = true;
+        if let Some(op) = self.ops.get_mut(key) {
+            op.queued = true;
         }
         false
     }
@@ -178,7 +183,7 @@ impl Store {
             if alive && self.alloc.ready() < missing {
                 self.no_space(key, out);
             } else if alive {
-                self.start_write(key, out);
+                self.advance(key, out);
             }
         }
     }
@@ -218,10 +223,8 @@ impl Store {
     ) {
         let mut done = 0;
         while done < data.len() as u64 {
-            let Some((at, len)) = self.extent(index, offset + done, data.len() as u64 - done)
-            else {
-                return;
-            };
+            let rest = data.len() as u64 - done;
+            let Some((at, len)) = self.extent(index, None, offset + done, rest) else { return };
             let piece = data.slice(done as usize..(done + len) as usize);
             self.pin(at, len);
             self.sums.write_begins(at, len);
@@ -235,16 +238,26 @@ impl Store {
         }
     }
 
-    /// Where volume offset `offset` is in the pool, and how many bytes follow it there, at most
-    /// `len`. `None` if it is not allocated.
-    pub(crate) fn extent(&self, index: ReplicaIndex, offset: u64, len: u64) -> Option<(u64, u64)> {
+    /// Where volume offset `offset` is in the pool, of the head or of a snapshot's version, and how many
+    /// bytes follow it there, at most `len`. `None` if it is not allocated.
+    pub(crate) fn extent(
+        &self,
+        index: ReplicaIndex,
+        version: Option<Version>,
+        offset: u64,
+        len: u64,
+    ) -> Option<(u64, u64)> {
         let layout = &self.state.layout;
-        let state = self.state.replicas.get(&index)?;
+        let versions = &self.state.replicas.get(&index)?.versions;
+        let slot_of = |vslot| match version {
+            None => versions.slot(vslot),
+            Some(version) => versions.slot_in(version, vslot),
+        };
         let (VSlot(vslot), within) = layout.vslot_at(offset);
-        let slot = state.slot(VSlot(vslot))?;
+        let slot = slot_of(VSlot(vslot))?;
         let mut have = layout.slot_size - within;
         let mut next = 1;
-        while have < len && state.slot(VSlot(vslot + next)) == Some(Slot(slot.0 + next)) {
+        while have < len && slot_of(VSlot(vslot + next)) == Some(Slot(slot.0 + next)) {
             have += layout.slot_size;
             next += 1;
         }

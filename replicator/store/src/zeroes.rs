@@ -57,8 +57,16 @@ impl Store {
         if gate > self.log.durable() {
             return self.when_durable(gate, Wake::Op(key));
         }
-        self.submitted(key);
         let slot_size = layout.slot_size;
+        // Pieces of which only a part is zeroed are written like any other.
+        let parts = [(offset, offset), (end, end - 1)];
+        let parts = parts.into_iter().filter(|(bound, _)| {
+            !bound.is_multiple_of(slot_size) && (*bound != end || end != size)
+        });
+        if self.unshare(key, index, parts.map(|(_, at)| layout.vslot_at(at).0), out) {
+            return;
+        }
+        self.submitted(key);
         let whole_first = offset.div_ceil(slot_size);
         // The last piece may reach beyond the end of the volume; what is there was never written.
         let whole_end = if end == size { u64::from(vend) } else { end / slot_size };
@@ -100,7 +108,7 @@ impl Store {
         end: u64,
         out: &mut Vec<Output>,
     ) {
-        if offset < end && self.extent(index, offset, end - offset).is_some() {
+        if offset < end && self.extent(index, None, offset, end - offset).is_some() {
             let zeros = Buf::zeroed((end - offset) as usize);
             self.write_pieces(key, index, offset, &zeros, None, out);
         }

@@ -1,12 +1,14 @@
 //! From received bytes to frames, with one staging buffer per connection and no unbounded memory.
 
-use crate::frame::{Fields, Frame, HEADER, HELLO_LEN, MAGIC, MAX_PAYLOAD, code, kind};
-use crate::message::{Hello, Reply, Request, Role, SealInfo, WireError};
+use crate::frame::{
+    Fields, Frame, HEADER, HELD_LEN, HELLO_LEN, MAGIC, MAX_PAYLOAD, SNAPSHOT_LEN, code, kind,
+};
+use crate::message::{HeldSnapshot, Hello, Reply, Request, Role, SealInfo, WireError};
 use crate::{VERSION, VERSIONS};
 use thiserror::Error;
 use types::{
     BootId, Buf, BufMut, ClusterId, EngineInstance, Epoch, Era, Incarnation, NodeId, Process,
-    ReplicaId, Tag, VolumeId, crc32c,
+    ReplicaId, SnapshotId, Tag, VolumeId, crc32c,
 };
 
 /// Bytes of the staging buffer: several small frames per receive.
@@ -192,6 +194,12 @@ fn decode_header(bytes: &[u8; HEADER]) -> Result<Fields, DecodeError> {
             ("multiples of 4 up to 1048576", |len| len <= MAX_PAYLOAD && len.is_multiple_of(4))
         }
         kind::FAILED => ("0 to 1024", |len| len <= 1024),
+        kind::SNAPSHOT | kind::READ_SNAPSHOT | kind::HASH_SNAPSHOT => {
+            ("16", |len| len == SNAPSHOT_LEN)
+        }
+        kind::HELD => ("multiples of 24 up to 1048576", |len| {
+            len <= MAX_PAYLOAD && len.is_multiple_of(HELD_LEN)
+        }),
         _ => ("0", |len| len == 0),
     };
     if ok(fields.payload_len as usize) {
@@ -212,16 +220,16 @@ fn decode(fields: &Fields, payload: Buf) -> Result<Frame, DecodeError> {
     }
     match fields.kind {
         kind::HELLO => decode_hello(fields, payload.as_slice()).map(Frame::Hello),
-        kind::SEAL..=kind::CLOSE => {
+        kind::SEAL..=kind::HASH_SNAPSHOT => {
             if fields.seq == 0 {
                 return Err(refuse(fields, "seq", 0, "1 or more"));
             }
             Ok(Frame::Request { seq: fields.seq, request: decode_request(fields, payload)? })
         }
-        kind::SEALED..=kind::FAILED => {
+        kind::SEALED..=kind::HELD => {
             Ok(Frame::Reply { seq: fields.seq, reply: decode_reply(fields, payload)? })
         }
-        other => Err(refuse(fields, "kind", u64::from(other), "1 to 12, 64 to 69")),
+        other => Err(refuse(fields, "kind", u64::from(other), "1 to 16, 64 to 70")),
     }
 }
 
@@ -229,7 +237,8 @@ fn decode_hello(fields: &Fields, payload: &[u8]) -> Result<Hello, DecodeError> {
     let role = match fields.small {
         0 => Role::Engine,
         1 => Role::Sealer,
-        other => return Err(refuse(fields, "role", u64::from(other), "0 or 1")),
+        2 => Role::Reader,
+        other => return Err(refuse(fields, "role", u64::from(other), "0 to 2")),
     };
     Ok(Hello {
         cluster: ClusterId::from_bytes(id_at(payload, 0)),
@@ -267,8 +276,22 @@ fn decode_request(fields: &Fields, payload: Buf) -> Result<Request, DecodeError>
             first: narrow("first region", fields.b)?,
         },
         kind::HASH => Request::Hash { offset: fields.a, len: fields.b },
+        kind::SNAPSHOT => Request::Snapshot { snapshot: snapshot(&payload), size: fields.a },
+        kind::SNAPSHOTS => Request::Snapshots,
+        kind::READ_SNAPSHOT => Request::ReadSnapshot {
+            snapshot: snapshot(&payload),
+            offset: fields.a,
+            len: narrow("length", fields.b)?,
+        },
+        kind::HASH_SNAPSHOT => {
+            Request::HashSnapshot { snapshot: snapshot(&payload), offset: fields.a, len: fields.b }
+        }
         _ => Request::Close { clean: fields.small != 0 },
     })
+}
+
+fn snapshot(payload: &Buf) -> SnapshotId {
+    SnapshotId::from_bytes(id_at(payload.as_slice(), 0))
 }
 
 fn decode_reply(fields: &Fields, payload: Buf) -> Result<Reply, DecodeError> {
@@ -297,6 +320,16 @@ fn decode_reply(fields: &Fields, payload: Buf) -> Result<Reply, DecodeError> {
             },
         },
         kind::HASHES => Reply::Hashes(words(&payload)),
+        kind::HELD => Reply::Snapshots(
+            payload
+                .as_slice()
+                .chunks_exact(HELD_LEN)
+                .map(|chunk| HeldSnapshot {
+                    snapshot: SnapshotId::from_bytes(id_at(chunk, 0)),
+                    size: u64_at(chunk, 16),
+                })
+                .collect(),
+        ),
         _ => Reply::Failed(decode_error(fields, &payload)?),
     })
 }
@@ -315,7 +348,8 @@ fn decode_error(fields: &Fields, payload: &Buf) -> Result<WireError, DecodeError
         code::CHECKSUM => WireError::Checksum { offset: fields.a },
         code::INVALID => WireError::Invalid { reason },
         code::REFUSED => WireError::Refused { reason },
-        other => return Err(refuse(fields, "error code", u64::from(other), "1 to 7")),
+        code::NO_SNAPSHOT => WireError::NoSnapshot,
+        other => return Err(refuse(fields, "error code", u64::from(other), "1 to 8")),
     })
 }
 

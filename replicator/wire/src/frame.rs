@@ -21,6 +21,10 @@ pub const MAX_PAYLOAD: usize = types::MAX_IO as usize;
 
 /// Payload of a Hello: seven ids.
 pub(crate) const HELLO_LEN: usize = 7 * 16;
+/// Payload of a request about one snapshot: its id.
+pub(crate) const SNAPSHOT_LEN: usize = 16;
+/// Bytes of each snapshot in a list: id and size.
+pub(crate) const HELD_LEN: usize = 24;
 
 /// Longest text of an error in bytes.
 const MAX_REASON: usize = 512;
@@ -41,12 +45,17 @@ pub(crate) mod kind {
     pub const TAGS: u8 = 10;
     pub const HASH: u8 = 11;
     pub const CLOSE: u8 = 12;
+    pub const SNAPSHOT: u8 = 13;
+    pub const SNAPSHOTS: u8 = 14;
+    pub const READ_SNAPSHOT: u8 = 15;
+    pub const HASH_SNAPSHOT: u8 = 16;
     pub const SEALED: u8 = 64;
     pub const DONE: u8 = 65;
     pub const DATA: u8 = 66;
     pub const REGIONS: u8 = 67;
     pub const HASHES: u8 = 68;
     pub const FAILED: u8 = 69;
+    pub const HELD: u8 = 70;
 }
 
 /// Codes of [`WireError`] on the wire; numbers are never reused.
@@ -58,6 +67,7 @@ pub(crate) mod code {
     pub const CHECKSUM: u8 = 5;
     pub const INVALID: u8 = 6;
     pub const REFUSED: u8 = 7;
+    pub const NO_SNAPSHOT: u8 = 8;
 }
 
 /// One message of a connection, in either direction.
@@ -207,6 +217,19 @@ fn encode_request(request: &Request) -> (Fields, Option<Buf>) {
         Request::Close { clean } => {
             (Fields { kind: kind::CLOSE, small: u8::from(*clean), ..none }, None)
         }
+        Request::Snapshot { snapshot, size } => (
+            Fields { kind: kind::SNAPSHOT, a: *size, ..none },
+            Some(Buf::copy_of(snapshot.as_bytes())),
+        ),
+        Request::Snapshots => (Fields { kind: kind::SNAPSHOTS, ..none }, None),
+        Request::ReadSnapshot { snapshot, offset, len } => (
+            Fields { kind: kind::READ_SNAPSHOT, a: *offset, b: u64::from(*len), ..none },
+            Some(Buf::copy_of(snapshot.as_bytes())),
+        ),
+        Request::HashSnapshot { snapshot, offset, len } => (
+            Fields { kind: kind::HASH_SNAPSHOT, a: *offset, b: *len, ..none },
+            Some(Buf::copy_of(snapshot.as_bytes())),
+        ),
     }
 }
 
@@ -234,6 +257,14 @@ fn encode_reply(reply: &Reply) -> (Fields, Option<Buf>) {
             (Fields { kind: kind::REGIONS, a, ..none }, Some(words(regions)))
         }
         Reply::Hashes(hashes) => (Fields { kind: kind::HASHES, ..none }, Some(words(hashes))),
+        Reply::Snapshots(held) => {
+            let mut payload = BufMut::with_len(held.len() * HELD_LEN);
+            for (chunk, held) in payload.as_mut_slice().chunks_exact_mut(HELD_LEN).zip(held) {
+                chunk[..16].copy_from_slice(held.snapshot.as_bytes());
+                chunk[16..].copy_from_slice(&held.size.to_le_bytes());
+            }
+            (Fields { kind: kind::HELD, ..none }, Some(payload.freeze()))
+        }
         Reply::Failed(error) => encode_error(error),
     }
 }
@@ -244,6 +275,7 @@ fn encode_error(error: &WireError) -> (Fields, Option<Buf>) {
         WireError::ReplicaFailed { reason } => (code::REPLICA_FAILED, 0, reason.as_str()),
         WireError::Disk { errno } => (code::DISK, u64::from(errno.unsigned_abs()), ""),
         WireError::NoSpace => (code::NO_SPACE, 0, ""),
+        WireError::NoSnapshot => (code::NO_SNAPSHOT, 0, ""),
         WireError::Checksum { offset } => (code::CHECKSUM, *offset, ""),
         WireError::Invalid { reason } => (code::INVALID, 0, reason.as_str()),
         WireError::Refused { reason } => (code::REFUSED, 0, reason.as_str()),

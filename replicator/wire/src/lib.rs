@@ -10,11 +10,14 @@ mod message;
 
 pub use decode::{DecodeError, Decoder, Receive};
 pub use frame::{Encoded, Frame, HEADER, MAX_PAYLOAD, encode};
-pub use message::{Hello, Reply, Request, Role, SealInfo, WireError};
+pub use message::{HeldSnapshot, Hello, Reply, Request, Role, SealInfo, WireError};
 
 /// Versions of the protocol, newest last; one line a change.
-pub const VERSIONS: &[(u16, &str)] =
-    &[(1, "first version"), (2, "Hello names the boot and the run of the sender's daemon")];
+pub const VERSIONS: &[(u16, &str)] = &[
+    (1, "first version"),
+    (2, "Hello names the boot and the run of the sender's daemon"),
+    (3, "snapshots"),
+];
 
 /// The version that this build speaks. A peer with another one is refused by name.
 pub const VERSION: u16 = VERSIONS[VERSIONS.len() - 1].0;

@@ -2,8 +2,8 @@
 
 use thiserror::Error;
 use types::{
-    BootId, Buf, ClusterId, EngineInstance, Epoch, Era, Incarnation, Process, ReplicaId, Tag,
-    VolumeId,
+    BootId, Buf, ClusterId, EngineInstance, Epoch, Era, Incarnation, Process, ReplicaId,
+    SnapshotId, Tag, VolumeId,
 };
 
 /// What a session is for.
@@ -15,6 +15,9 @@ pub enum Role {
     Engine = 0,
     /// Only seals, on behalf of the fencing of a lost engine (R7).
     Sealer = 1,
+    /// Only reads snapshots, which never change: it needs no epoch, no seal and no lease, and seals of
+    /// engines leave it alone.
+    Reader = 2,
 }
 
 /// First message of a session: which replica is meant, and on whose behalf. It changes nothing
@@ -107,6 +110,34 @@ pub enum Request {
         /// Bytes, at most 64 MiB.
         len: u64,
     },
+    /// Make what the volume holds now a snapshot, durably (R26). No write may be in flight on the session.
+    /// Idempotent for the same id.
+    Snapshot {
+        /// Its id, never used before.
+        snapshot: SnapshotId,
+        /// Size of the volume at that time in bytes, not above the replica's.
+        size: u64,
+    },
+    /// Which snapshots the replica has.
+    Snapshots,
+    /// As [`Request::Read`], of a snapshot.
+    ReadSnapshot {
+        /// Which.
+        snapshot: SnapshotId,
+        /// Bytes from the start of the volume.
+        offset: u64,
+        /// At most [`types::MAX_IO`] bytes.
+        len: u32,
+    },
+    /// As [`Request::Hash`], of a snapshot.
+    HashSnapshot {
+        /// Which.
+        snapshot: SnapshotId,
+        /// Bytes from the start of the volume.
+        offset: u64,
+        /// Bytes, at most 64 MiB.
+        len: u64,
+    },
     /// Last message: the engine stopped cleanly. Its lease is given back (R3); if `clean`,
     /// everything is flushed and identical on all ISR members (R20).
     Close {
@@ -133,6 +164,15 @@ pub struct SealInfo {
     pub boot: BootId,
 }
 
+/// A snapshot that a replica has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldSnapshot {
+    /// Which.
+    pub snapshot: SnapshotId,
+    /// Size of the volume at that time in bytes.
+    pub size: u64,
+}
+
 /// Answer to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
@@ -156,6 +196,8 @@ pub enum Reply {
     },
     /// To [`Request::Hash`]: one CRC32C per 64 KiB block, the last one of a shorter tail if any.
     Hashes(Vec<u32>),
+    /// To [`Request::Snapshots`], oldest first.
+    Snapshots(Vec<HeldSnapshot>),
     /// The request failed.
     Failed(WireError),
 }
@@ -181,6 +223,9 @@ pub enum WireError {
         /// The errno.
         errno: i32,
     },
+    /// The replica does not have that snapshot.
+    #[error("the replica does not have the snapshot")]
+    NoSnapshot,
     /// The pool has no free slot; nothing was changed.
     #[error("the pool is full")]
     NoSpace,

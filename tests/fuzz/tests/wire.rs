@@ -12,6 +12,7 @@ fn frames() -> Vec<Frame> {
     let data = Buf::copy_of(&[7; 4096]);
     let crc = crc32c(data.as_slice());
     let (era, above) = (Era(3), Tag { epoch: Epoch(2), era: Era(1) });
+    let snapshot = SnapshotId::from_bytes([3; 16]);
     let requests = [
         Request::Seal,
         Request::Write { offset: 8192, data: data.clone(), crc, era },
@@ -24,6 +25,10 @@ fn frames() -> Vec<Frame> {
         Request::Tags { above, first: 7 },
         Request::Hash { offset: 0, len: 1 << 20 },
         Request::Close { clean: true },
+        Request::Snapshot { snapshot, size: 1 << 30 },
+        Request::Snapshots,
+        Request::ReadSnapshot { snapshot, offset: 4096, len: 8192 },
+        Request::HashSnapshot { snapshot, offset: 0, len: 1 << 20 },
     ];
     let replies = [
         Reply::Sealed(SealInfo {
@@ -38,6 +43,7 @@ fn frames() -> Vec<Frame> {
         Reply::Data { data, crc },
         Reply::Regions { regions: vec![1, 2, 900], next: Some(901) },
         Reply::Hashes(vec![5; 16]),
+        Reply::Snapshots(vec![HeldSnapshot { snapshot, size: 1 << 30 }; 2]),
         Reply::Failed(WireError::Fenced { sealed: Epoch(9) }),
         Reply::Failed(WireError::Invalid { reason: "offset of a write".into() }),
     ];

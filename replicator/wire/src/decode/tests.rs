@@ -32,6 +32,7 @@ fn samples() -> Vec<Frame> {
     let data = data.freeze();
     let crc = crc32c(data.as_slice());
     let era = Era(11);
+    let snapshot = SnapshotId::from_bytes([13; 16]);
     let requests = [
         Request::Seal,
         Request::Write { offset: 4096, data: data.slice(0..4096), crc: 77, era },
@@ -45,12 +46,17 @@ fn samples() -> Vec<Frame> {
         Request::Tags { above: Tag { epoch: Epoch(3), era: Era(2) }, first: 9 },
         Request::Hash { offset: 1 << 20, len: 1 << 20 },
         Request::Close { clean: true },
+        Request::Snapshot { snapshot, size: 1 << 30 },
+        Request::Snapshots,
+        Request::ReadSnapshot { snapshot, offset: 8192, len: 4096 },
+        Request::HashSnapshot { snapshot, offset: 1 << 20, len: 1 << 20 },
     ];
     let errors = [
         WireError::Fenced { sealed: Epoch(12) },
         WireError::ReplicaFailed { reason: "gone".into() },
         WireError::Disk { errno: 5 },
         WireError::NoSpace,
+        WireError::NoSnapshot,
         WireError::Checksum { offset: 4096 },
         WireError::Invalid { reason: String::new() },
         WireError::Refused { reason: "ü".repeat(100) },
@@ -62,6 +68,7 @@ fn samples() -> Vec<Frame> {
         Reply::Regions { regions: vec![1, 2, 9], next: Some(10) },
         Reply::Regions { regions: vec![], next: None },
         Reply::Hashes(vec![5; 16]),
+        Reply::Snapshots(vec![HeldSnapshot { snapshot, size: 1 << 30 }; 3]),
     ];
     let mut frames = vec![Frame::Hello(hello)];
     frames.extend(

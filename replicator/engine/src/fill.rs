@@ -1,0 +1,237 @@
+//! Copying a snapshot, of this volume or another, into a volume that is new (restore and clone, R26).
+//!
+//! The copies of the new volume all read as zeros, so only what is not zeros is written, through the
+//! same path as any other write. Holders of the snapshot never change what they hold of it: whichever
+//! can be reached is read, and another one goes on where one was lost.
+
+use crate::api::{LinkId, Output};
+use crate::core::{Engine, Phase};
+use crate::member::RECONNECT;
+use core::time::Duration;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use types::{
+    BlockOp, BlockResult, Incarnation, Instant, IoId, ReplicaId, SnapshotId, VolumeId, crc32c,
+};
+use wire::{Hello, Reply, Request, Role};
+
+/// Bytes read by one request.
+const CHUNK: u64 = 256 << 10;
+/// Chunks under way, read or written.
+const WINDOW: usize = 16;
+/// A holder that owes an answer and says nothing for this long is given up.
+const PATIENCE: Duration = Duration::from_secs(6);
+/// Holders tried in a row without getting anything.
+const TRIES: u32 = 8;
+/// Requests with this bit are the engine's own.
+const OWN: u64 = 1 << 63;
+
+/// A replica that has the snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FillHolder {
+    /// The replica.
+    pub replica: ReplicaId,
+    /// Its life (R11).
+    pub incarnation: Incarnation,
+    /// Data address of its node; `None` if it is this node.
+    pub address: Option<SocketAddr>,
+}
+
+/// What is to be copied into the volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FillSource {
+    /// The volume that the snapshot is of.
+    pub volume: VolumeId,
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// Bytes; not more than the engine's volume has.
+    pub size: u64,
+    /// Who has it.
+    pub holders: Vec<FillHolder>,
+}
+
+/// A copy under way.
+#[derive(Debug)]
+pub(crate) struct Fill {
+    ticket: u64,
+    source: FillSource,
+    /// Which holder is read.
+    holder: usize,
+    failures: u32,
+    link: Option<LinkId>,
+    up: bool,
+    retry: Instant,
+    heard: Instant,
+    next_seq: u64,
+    /// Chunks that are being read, by the number of the request.
+    reads: BTreeMap<u64, (u64, u64)>,
+    /// Chunks that a lost holder owed.
+    again: Vec<(u64, u64)>,
+    next: u64,
+    writes: usize,
+}
+
+impl Engine {
+    pub(crate) fn start_fill(&mut self, ticket: u64, source: FillSource, out: &mut Vec<Output>) {
+        let refused = match &self.phase {
+            Phase::Active if source.holders.is_empty() => Some("nobody has the snapshot"),
+            Phase::Active if source.size > self.config.size => Some("the volume is too small"),
+            Phase::Active if self.fill.is_none() => None,
+            Phase::Active => Some("the volume is being filled already"),
+            _ => Some("the volume is not active"),
+        };
+        if let Some(reason) = refused {
+            return out.push(Output::Filled { ticket, result: Err(reason.to_owned()) });
+        }
+        // One on this node first.
+        let near = source.holders.iter().position(|holder| holder.address.is_none());
+        self.fill = Some(Fill {
+            ticket,
+            holder: near.unwrap_or(0),
+            source,
+            failures: 0,
+            link: None,
+            up: false,
+            retry: self.now,
+            heard: self.now,
+            next_seq: 0,
+            reads: BTreeMap::new(),
+            again: Vec::new(),
+            next: 0,
+            writes: 0,
+        });
+        self.tick_fill(out);
+    }
+
+    pub(crate) fn fills(&self, link: LinkId) -> bool {
+        self.fill.as_ref().is_some_and(|fill| fill.link == Some(link))
+    }
+
+    pub(crate) fn tick_fill(&mut self, out: &mut Vec<Output>) {
+        let Some(fill) = &self.fill else { return };
+        if fill.link.is_none() {
+            if fill.retry <= self.now {
+                self.connect_fill(out);
+            }
+        } else if (!fill.up || !fill.reads.is_empty()) && self.now.since(fill.heard) > PATIENCE {
+            self.fill_link_lost(out);
+        }
+    }
+
+    fn connect_fill(&mut self, out: &mut Vec<Output>) {
+        self.next_link += 1;
+        let link = LinkId(self.next_link);
+        let (cluster, process) = (self.config.cluster, self.config.process);
+        let (epoch, instance) = (self.config.epoch, self.config.instance);
+        let Some(fill) = &mut self.fill else { return };
+        let Some(holder) = fill.source.holders.get(fill.holder) else { return };
+        fill.link = Some(link);
+        fill.heard = self.now;
+        let hello = Hello {
+            cluster,
+            volume: fill.source.volume,
+            replica: holder.replica,
+            incarnation: holder.incarnation,
+            epoch,
+            instance,
+            process,
+            role: Role::Reader,
+        };
+        out.push(Output::Connect { link, address: holder.address, hello });
+    }
+
+    pub(crate) fn fill_connected(&mut self, out: &mut Vec<Output>) {
+        if let Some(fill) = &mut self.fill {
+            fill.up = true;
+            fill.heard = self.now;
+        }
+        self.advance_fill(out);
+    }
+
+    /// The holder is gone, or not worth asking: the next one.
+    pub(crate) fn fill_link_lost(&mut self, out: &mut Vec<Output>) {
+        let Some(fill) = &mut self.fill else { return };
+        if let Some(link) = fill.link.take() {
+            out.push(Output::Disconnect { link });
+        }
+        fill.up = false;
+        fill.again.extend(core::mem::take(&mut fill.reads).into_values());
+        fill.failures += 1;
+        fill.holder = (fill.holder + 1) % fill.source.holders.len();
+        fill.retry = self.now.after(RECONNECT);
+        if fill.failures >= TRIES {
+            let snapshot = fill.source.snapshot;
+            let reason = format!("no copy of snapshot {snapshot} could be read to its end");
+            self.end_fill(Err(reason), out);
+        }
+    }
+
+    fn advance_fill(&mut self, out: &mut Vec<Output>) {
+        let Some(fill) = &mut self.fill else { return };
+        let Some(link) = fill.link.filter(|_| fill.up) else { return };
+        while fill.reads.len() + fill.writes < WINDOW {
+            let (offset, len) = match fill.again.pop() {
+                Some(chunk) => chunk,
+                None if fill.next < fill.source.size => {
+                    let offset = fill.next;
+                    fill.next = (offset + CHUNK).min(fill.source.size);
+                    (offset, fill.next - offset)
+                }
+                None => break,
+            };
+            fill.next_seq += 1;
+            if fill.reads.is_empty() {
+                fill.heard = self.now;
+            }
+            fill.reads.insert(fill.next_seq, (offset, len));
+            let (snapshot, len) = (fill.source.snapshot, len as u32);
+            let request = Request::ReadSnapshot { snapshot, offset, len };
+            out.push(Output::Send { link, seq: fill.next_seq, request });
+        }
+        if fill.reads.is_empty() && fill.writes == 0 {
+            self.end_fill(Ok(()), out);
+        }
+    }
+
+    pub(crate) fn fill_reply(&mut self, seq: u64, reply: Reply, out: &mut Vec<Output>) {
+        let Some(fill) = &mut self.fill else { return };
+        fill.heard = self.now;
+        let chunk = fill.reads.get(&seq).copied();
+        match (chunk, reply) {
+            (Some((offset, len)), Reply::Data { data, crc })
+                if data.len() as u64 == len && crc32c(data.as_slice()) == crc =>
+            {
+                fill.reads.remove(&seq);
+                fill.failures = 0;
+                if data.as_slice().iter().any(|byte| *byte != 0) {
+                    fill.writes += 1;
+                    let id = IoId(OWN | seq);
+                    self.submit(id, BlockOp::Write { offset, data, fua: false }, out);
+                }
+                self.advance_fill(out);
+            }
+            _ => self.fill_link_lost(out),
+        }
+    }
+
+    /// Answers a request of a front-end, or one of our own.
+    pub(crate) fn answer(&mut self, id: IoId, result: BlockResult, out: &mut Vec<Output>) {
+        if id.0 & OWN == 0 {
+            return out.push(Output::Complete { id, result });
+        }
+        let Some(fill) = &mut self.fill else { return };
+        fill.writes -= 1;
+        match result {
+            Ok(_) => self.advance_fill(out),
+            Err(error) => self.end_fill(Err(format!("a write failed: {error}")), out),
+        }
+    }
+
+    pub(crate) fn end_fill(&mut self, result: Result<(), String>, out: &mut Vec<Output>) {
+        let Some(Fill { ticket, link, .. }) = self.fill.take() else { return };
+        if let Some(link) = link {
+            out.push(Output::Disconnect { link });
+        }
+        out.push(Output::Filled { ticket, result });
+    }
+}

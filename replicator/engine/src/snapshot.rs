@@ -1,0 +1,179 @@
+//! Taking a snapshot of the volume (R26).
+//!
+//! ```text
+//! seal the era ──▶ hold new writes, drain ──▶ every counting member makes it durable ──▶ release, answer
+//!  (writes go on)  └──────────────── the pause that the consumer sees ────────────────┘
+//! ```
+//!
+//! The era is sealed first so that little is left to sync within the pause. A member that is lost, or
+//! refuses, aborts the snapshot: what others have made of it is not part of any record and is swept away.
+//! A resync target that does not count yet will find that it lacks the snapshot, and starts over.
+
+use crate::api::{Output, SnapshotTaken};
+use crate::core::{Engine, Phase};
+use crate::flight::{Mask, Purpose};
+use crate::member::{Member, Standing};
+use core::time::Duration;
+use types::{Instant, SnapshotId};
+use wire::Request;
+
+/// How long the volume may take to become quiet enough to begin.
+const READY: Duration = Duration::from_secs(10);
+/// How long writes may be held.
+const HOLD: Duration = Duration::from_secs(2);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Sealing,
+    Draining,
+    Snapshotting,
+}
+
+/// A snapshot being taken.
+#[derive(Debug)]
+pub(crate) struct Taking {
+    ticket: u64,
+    snapshot: SnapshotId,
+    step: Step,
+    since: Instant,
+    members: Mask,
+}
+
+impl Taking {
+    fn holds(&self) -> bool {
+        self.step != Step::Sealing
+    }
+}
+
+impl Engine {
+    pub(crate) fn take_snapshot(
+        &mut self,
+        ticket: u64,
+        snapshot: SnapshotId,
+        out: &mut Vec<Output>,
+    ) {
+        let refused = match &self.phase {
+            Phase::Active if self.taking.is_none() => None,
+            Phase::Active => Some("another snapshot of the volume is being taken"),
+            _ => Some("the volume is not active"),
+        };
+        if let Some(reason) = refused {
+            let result = Err(reason.to_owned());
+            return out.push(Output::Snapshot { ticket, result });
+        }
+        let (step, since, members) = (Step::Sealing, self.now, Mask::default());
+        self.taking = Some(Taking { ticket, snapshot, step, since, members });
+        self.seal_era_now(out);
+    }
+
+    /// Whether new writes have to wait.
+    pub(crate) fn holds_writes(&self) -> bool {
+        self.taking.as_ref().is_some_and(Taking::holds)
+    }
+
+    /// Called after every event: takes the next step as soon as it can be taken.
+    pub(crate) fn advance_snapshot(&mut self, out: &mut Vec<Output>) {
+        let Some(taking) = &self.taking else { return };
+        let (step, waited) = (taking.step, self.now.since(taking.since));
+        if !matches!(self.phase, Phase::Active) {
+            return self.end_snapshot(Err("the volume is not active any more".to_owned()), out);
+        }
+        let counting = self.counting();
+        let up = self.mask_of(|member| member.counts() && member.is_up() && !member.unfit);
+        match step {
+            Step::Sealing if self.era_is_sealed() && self.proposal.is_none() && up == counting => {
+                self.hold(out);
+            }
+            Step::Sealing if waited > READY => {
+                let reason = "not every in-sync copy could be reached in time".to_owned();
+                self.end_snapshot(Err(reason), out);
+            }
+            Step::Draining | Step::Snapshotting if waited > HOLD => {
+                let reason = format!("an in-sync copy did not answer within {} s", HOLD.as_secs());
+                self.end_snapshot(Err(reason), out);
+            }
+            Step::Draining if !self.is_writing() => self.send_snapshot(counting, out),
+            _ => {}
+        }
+    }
+
+    fn hold(&mut self, out: &mut Vec<Output>) {
+        for target in 0..self.members.len() {
+            if matches!(self.members[target].standing, Standing::Syncing(_)) {
+                self.abandon_resync(target, out);
+            }
+        }
+        if let Some(taking) = &mut self.taking {
+            (taking.step, taking.since) = (Step::Draining, self.now);
+        }
+        self.advance_snapshot(out);
+    }
+
+    /// Whether any write is under way anywhere.
+    fn is_writing(&self) -> bool {
+        let writes = |request: &Request| {
+            matches!(
+                request,
+                Request::Write { .. } | Request::Discard { .. } | Request::WriteZeroes { .. }
+            )
+        };
+        self.flights.iter().any(|(_, flight)| flight.launched && writes(&flight.request))
+    }
+
+    fn send_snapshot(&mut self, members: Mask, out: &mut Vec<Output>) {
+        let size = self.config.size;
+        let Some(taking) = &mut self.taking else { return };
+        taking.step = Step::Snapshotting;
+        taking.members = members;
+        let request = Request::Snapshot { snapshot: taking.snapshot, size };
+        self.send_internal(Purpose::Snapshot, request, members, out);
+    }
+
+    /// A member has it durably; `over` if it was the last.
+    pub(crate) fn snapshot_made(&mut self, over: bool, out: &mut Vec<Output>) {
+        let Some(taking) = self.taking.as_ref().filter(|taking| taking.step == Step::Snapshotting)
+        else {
+            return;
+        };
+        if !over {
+            return;
+        }
+        let holders = taking.members.iter().map(|index| self.members[index].spec.replica).collect();
+        let taken = SnapshotTaken {
+            epoch: self.config.epoch,
+            isr_version: self.isr_version,
+            holders,
+            pause: self.now.since(taking.since),
+        };
+        self.end_snapshot(Ok(taken), out);
+    }
+
+    /// A member was lost, or refused: the snapshot is not the same everywhere.
+    pub(crate) fn snapshot_failed(&mut self, out: &mut Vec<Output>) {
+        let asked = |taking: &Taking| taking.step == Step::Snapshotting;
+        if self.taking.as_ref().is_some_and(asked) {
+            self.end_snapshot(Err("an in-sync copy was lost or refused".to_owned()), out);
+        }
+    }
+
+    /// Answers, and lets the held writes go.
+    pub(crate) fn end_snapshot(
+        &mut self,
+        result: Result<SnapshotTaken, String>,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(Taking { ticket, .. }) = self.taking.take() else { return };
+        out.push(Output::Snapshot { ticket, result });
+        for seq in core::mem::take(&mut self.held) {
+            self.launch_mutation(seq, out);
+        }
+    }
+
+    /// Members that get new writes although they do not count yet.
+    pub(crate) fn receiving(&self) -> Mask {
+        self.mask_of(|member: &Member| {
+            member.is_up()
+                && matches!(&member.standing, Standing::Syncing(resync) if resync.receives())
+        })
+    }
+}

@@ -1,0 +1,169 @@
+//! Copying a piece that snapshots use before it is written (R26).
+//!
+//! ```text
+//! read the old slot ──▶ write the new one, durably ──▶ record: the piece is in the new one ──▶ write
+//! ```
+//!
+//! Durable before the record, because recovery that finds the record shows the new slot: it must hold
+//! all that was flushed to the old one. The writes that wait for the copy then go into the new slot in
+//! place, like any other. A copy belongs to the piece, not to the request that began it: it changes
+//! nothing that anybody sees, so it may end after a seal.
+
+use types::Buf;
+use wire::WireError;
+
+use crate::api::Output;
+use crate::layout::{ReplicaIndex, Slot, VSlot};
+use crate::op::{Io, OpKind};
+use crate::record::Change;
+use crate::slab::Key;
+use crate::store::Store;
+
+/// A piece of a replica's head.
+pub(crate) type Piece = (ReplicaIndex, VSlot);
+
+/// A copy under way.
+#[derive(Debug)]
+pub(crate) struct Copying {
+    from: Slot,
+    to: Slot,
+    /// Requests that go on when it has ended.
+    waiters: Vec<Key>,
+}
+
+impl Store {
+    /// Whether the request must wait because `pieces` of its replica have to be copied first, or
+    /// because there is no slot for that (then it may have failed).
+    pub(crate) fn unshare(
+        &mut self,
+        key: Key,
+        index: ReplicaIndex,
+        pieces: impl Iterator<Item = VSlot>,
+        out: &mut Vec<Output>,
+    ) -> bool {
+        let Some(state) = self.state.replicas.get(&index) else { return false };
+        let shared: Vec<VSlot> = pieces.filter(|vslot| state.versions.is_shared(*vslot)).collect();
+        if shared.is_empty() {
+            return false;
+        }
+        let begun = |vslot: &&VSlot| !self.copying.contains_key(&(index, **vslot));
+        let new: Vec<VSlot> = shared.iter().filter(begun).copied().collect();
+        if !new.is_empty() && !self.reserve(key, new.len() as u32, out) {
+            return true;
+        }
+        for vslot in new {
+            self.begin_copy((index, vslot), out);
+        }
+        for vslot in shared {
+            if let Some(copying) = self.copying.get_mut(&(index, vslot))
+                && !copying.waiters.contains(&key)
+            {
+                copying.waiters.push(key);
+            }
+        }
+        true
+    }
+
+    fn begin_copy(&mut self, piece: Piece, out: &mut Vec<Output>) {
+        let Some(state) = self.state.replicas.get(&piece.0) else { return };
+        let Some(from) = state.slot(piece.1) else { return };
+        let Some(to) = self.alloc.take() else { return };
+        self.copying.insert(piece, Copying { from, to, waiters: Vec::new() });
+        let layout = &self.state.layout;
+        let (offset, len) = (layout.slot(from), layout.slot_size);
+        self.pin(offset, len);
+        let id = self.io(Io::CopyRead { piece });
+        out.push(Output::Read { id, offset, len: len as u32 });
+    }
+
+    pub(crate) fn copy_read(
+        &mut self,
+        piece: Piece,
+        done: Result<Option<Buf>, i32>,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(Copying { from, to, .. }) = self.copying.get(&piece) else { return };
+        let (layout, from, to) = (self.state.layout, *from, *to);
+        self.unpin(layout.slot(from), layout.slot_size);
+        if self.failed.is_some() {
+            self.copying.remove(&piece);
+            return;
+        }
+        match done {
+            // Not verified here: what is wrong in it is wrong in the copy too, and noticed when read.
+            Ok(Some(data)) if data.len() as u64 == layout.slot_size => {
+                let offset = layout.slot(to);
+                self.pin(offset, layout.slot_size);
+                let id = self.io(Io::CopyWrite { piece });
+                out.push(Output::Write { id, offset, data, durable: true });
+            }
+            Ok(_) => self.copy_failed(piece, crate::read::EIO, out),
+            Err(errno) => self.copy_failed(piece, errno, out),
+        }
+    }
+
+    pub(crate) fn copy_written(
+        &mut self,
+        piece: Piece,
+        done: Result<(), i32>,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(Copying { from, to, .. }) = self.copying.get(&piece) else { return };
+        let (layout, from, to) = (self.state.layout, *from, *to);
+        self.unpin(layout.slot(to), layout.slot_size);
+        if self.failed.is_some() {
+            self.copying.remove(&piece);
+            return;
+        }
+        if let Err(errno) = done {
+            return self.copy_failed(piece, errno, out);
+        }
+        let (index, vslot) = piece;
+        let versions = self.state.replicas.get(&index).map(|state| &state.versions);
+        // Meanwhile the piece may have been discarded, its replica deleted or its snapshots dropped.
+        let wanted = versions.is_some_and(|versions| {
+            versions.slot(vslot) == Some(from) && versions.is_shared(vslot)
+        });
+        if wanted {
+            self.sums.copy(from, to);
+            let record = self.commit(index, &Change::Copied { vslot, slot: to });
+            if let Some(replica) = self.replicas.get_mut(&index) {
+                replica.unwritten_maps.insert(vslot.0..vslot.0 + 1, record);
+                replica.unsettled.push(to);
+            }
+        }
+        self.end_copy(piece, !wanted, out);
+    }
+
+    /// Forgets a copy, gives an unused slot back and lets its waiters go on.
+    fn end_copy(&mut self, piece: Piece, unused: bool, out: &mut Vec<Output>) {
+        let Some(copying) = self.copying.remove(&piece) else { return };
+        if unused {
+            self.alloc.releasing_more(1);
+            self.alloc.release(copying.to);
+        }
+        for key in copying.waiters {
+            self.advance(key, out);
+        }
+    }
+
+    /// What cannot be copied cannot be written: that is a failed write (R13).
+    fn copy_failed(&mut self, piece: Piece, errno: i32, out: &mut Vec<Output>) {
+        if let Some(copying) = self.copying.get(&piece) {
+            for key in copying.waiters.clone() {
+                if let Some(op) = self.ops.get_mut(key) {
+                    op.error.get_or_insert(WireError::Disk { errno });
+                }
+            }
+        }
+        self.fail_replica(piece.0, errno, out);
+        self.end_copy(piece, true, out);
+    }
+
+    /// Whether writes of the replica are under way or waiting.
+    pub(crate) fn is_being_written(&self, index: ReplicaIndex) -> bool {
+        self.ops.iter().any(|(_, op)| {
+            op.replica == index && matches!(op.kind, OpKind::Write { .. } | OpKind::Zeroes { .. })
+        })
+    }
+}

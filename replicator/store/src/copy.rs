@@ -27,13 +27,15 @@ pub(crate) type Piece = (ReplicaIndex, VSlot);
 pub(crate) struct Copying {
     from: Slot,
     to: Slot,
+    /// The piece has been written or discarded since, when no snapshot used it for a while.
+    stale: bool,
     /// Requests that go on when it has ended.
     waiters: Vec<Key>,
 }
 
 impl Store {
-    /// Whether the request must wait because `pieces` of its replica have to be copied first, or
-    /// because there is no slot for that (then it may have failed).
+    /// Whether the request must wait because `pieces` (ascending) of its replica have to be copied first,
+    /// or because there is no slot for that (then it may have failed).
     pub(crate) fn unshare(
         &mut self,
         key: Key,
@@ -42,7 +44,13 @@ impl Store {
         out: &mut Vec<Output>,
     ) -> bool {
         let Some(state) = self.state.replicas.get(&index) else { return false };
-        let shared: Vec<VSlot> = pieces.filter(|vslot| state.versions.is_shared(*vslot)).collect();
+        let versions = &state.versions;
+        let (mut shared, own): (Vec<_>, Vec<_>) =
+            pieces.partition(|vslot| versions.is_shared(*vslot));
+        shared.dedup();
+        for vslot in own {
+            self.outdate_copies(index, vslot.0, vslot.0 + 1);
+        }
         if shared.is_empty() {
             return false;
         }
@@ -64,11 +72,17 @@ impl Store {
         true
     }
 
+    /// The pieces `first..end` change: copies of them that are under way are of no use.
+    pub(crate) fn outdate_copies(&mut self, index: ReplicaIndex, first: u32, end: u32) {
+        let pieces = (index, VSlot(first))..(index, VSlot(end));
+        self.copying.range_mut(pieces).for_each(|(_, copying)| copying.stale = true);
+    }
+
     fn begin_copy(&mut self, piece: Piece, out: &mut Vec<Output>) {
         let Some(state) = self.state.replicas.get(&piece.0) else { return };
         let Some(from) = state.slot(piece.1) else { return };
         let Some(to) = self.alloc.take() else { return };
-        self.copying.insert(piece, Copying { from, to, waiters: Vec::new() });
+        self.copying.insert(piece, Copying { from, to, stale: false, waiters: Vec::new() });
         let layout = &self.state.layout;
         let (offset, len) = (layout.slot(from), layout.slot_size);
         self.pin(offset, len);
@@ -108,8 +122,8 @@ impl Store {
         done: Result<(), i32>,
         out: &mut Vec<Output>,
     ) {
-        let Some(Copying { from, to, .. }) = self.copying.get(&piece) else { return };
-        let (layout, from, to) = (self.state.layout, *from, *to);
+        let Some(Copying { from, to, stale, .. }) = self.copying.get(&piece) else { return };
+        let (layout, from, to, stale) = (self.state.layout, *from, *to, *stale);
         self.unpin(layout.slot(to), layout.slot_size);
         if self.failed.is_some() {
             self.copying.remove(&piece);
@@ -121,9 +135,10 @@ impl Store {
         let (index, vslot) = piece;
         let versions = self.state.replicas.get(&index).map(|state| &state.versions);
         // Meanwhile the piece may have been discarded, its replica deleted or its snapshots dropped.
-        let wanted = versions.is_some_and(|versions| {
-            versions.slot(vslot) == Some(from) && versions.is_shared(vslot)
-        });
+        let wanted = !stale
+            && versions.is_some_and(|versions| {
+                versions.slot(vslot) == Some(from) && versions.is_shared(vslot)
+            });
         if wanted {
             self.sums.copy(from, to);
             let record = self.commit(index, &Change::Copied { vslot, slot: to });

@@ -120,6 +120,17 @@ pub enum OpenError {
         /// Newest known.
         supported: u32,
     },
+    /// An earlier version of Holdfast made the pool, before its format was kept readable.
+    #[error(
+        "the pool has format version {found}, this build reads {supported}: move its volumes away with the \
+         version that made it, then make it anew"
+    )]
+    OlderFormat {
+        /// In the superblock.
+        found: u32,
+        /// The one known.
+        supported: u32,
+    },
     /// Neither superblock is intact.
     #[error("both superblocks of the pool are corrupt")]
     SuperblocksCorrupt,

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use ::fuzz::{Target, no_repair, run};
 use types::{
     BLOCK, BootId, Buf, BufMut, ClusterId, EngineInstance, Epoch, Era, Incarnation, PoolId,
-    ReplicaId, Tag, VolumeId, crc32c,
+    ReplicaId, SnapshotId, Tag, VolumeId, crc32c,
 };
 
 use crate::disk::PoolDisk;
@@ -77,7 +77,12 @@ fn changes() -> Vec<Change> {
         Change::Map { vslot: VSlot(7), slot: Slot(9) },
         Change::Map { vslot: VSlot(8), slot: Slot(10) },
         Change::SealEra { tag: TAG },
+        Change::Snapshot { snapshot: SnapshotId::from_bytes([6; 16]), size: 5 << 20 },
+        Change::Copied { vslot: VSlot(7), slot: Slot(11) },
         Change::Unmap { first: VSlot(8), count: 1 },
+        Change::Snapshot { snapshot: SnapshotId::from_bytes([7; 16]), size: 6 << 20 },
+        Change::DropSnapshot { snapshot: SnapshotId::from_bytes([6; 16]) },
+        Change::Retired,
         Change::Clean,
         Change::Failed { errno: 5 },
         Change::Leased { process: kit::ids::process(1) },
@@ -92,6 +97,7 @@ fn state(count: usize) -> PoolState {
         state.apply(ReplicaIndex(0), change, &mut Vec::new()).unwrap();
         let other = match *change {
             Change::Map { vslot, slot } => Change::Map { vslot, slot: Slot(slot.0 + 50) },
+            Change::Copied { vslot, slot } => Change::Copied { vslot, slot: Slot(slot.0 + 50) },
             other => other,
         };
         state.apply(ReplicaIndex(7), &other, &mut Vec::new()).unwrap();

@@ -85,7 +85,13 @@ impl Store {
     pub(crate) fn drop_snapshot(&mut self, replica: ReplicaId, snapshot: SnapshotId) -> RecordSeq {
         match self.by_id.get(&replica).copied() {
             Some(index) if self.find_snapshot(index, snapshot).is_some() => {
-                self.commit(index, &Change::DropSnapshot { snapshot })
+                let record = self.commit(index, &Change::DropSnapshot { snapshot });
+                // What it shared with the head may be written in place from here on: if the record were
+                // lost the snapshot would be there again, and wrong.
+                if let Some(replica) = self.replicas.get_mut(&index) {
+                    replica.gate = record;
+                }
+                record
             }
             _ => self.log.appended(),
         }

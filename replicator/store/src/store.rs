@@ -72,7 +72,8 @@ impl LeaseHolder {
 /// What is known of a replica in memory only.
 #[derive(Debug, Default)]
 pub(crate) struct Replica {
-    /// No write may be issued before this record is durable: the in-use mark (R9).
+    /// No write may be issued before this record is durable: the in-use mark (R9), or that a snapshot
+    /// was dropped (R26).
     pub(crate) gate: RecordSeq,
     /// Regions whose tag record may not be durable yet (R17).
     pub(crate) undurable_tags: Unreached,

@@ -97,10 +97,10 @@ impl Superblock {
         if raw.version > FORMAT_VERSION {
             return Err(OpenError::NewerFormat { found: raw.version, supported: FORMAT_VERSION });
         }
-        let invalid = |field, value| Err(OpenError::SuperblockInvalid { field, value });
-        if raw.version == 0 {
-            return invalid("version", 0);
+        if raw.version < FORMAT_VERSION {
+            return Err(OpenError::OlderFormat { found: raw.version, supported: FORMAT_VERSION });
         }
+        let invalid = |field, value| Err(OpenError::SuperblockInvalid { field, value });
         let layout = Layout::new(raw.size, raw.slot_size)?;
         if layout.slots != raw.slots {
             return invalid("slots", raw.slots.into());

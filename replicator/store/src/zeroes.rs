@@ -92,6 +92,7 @@ impl Store {
 
     /// Takes the slots of the pieces `first..end` away.
     fn unmap(&mut self, index: ReplicaIndex, first: u32, end: u32) -> RecordSeq {
+        self.outdate_copies(index, first, end);
         let Some(state) = self.state.replicas.get(&index) else { return RecordSeq(0) };
         let mut mapped = state.mapped(first, end).map(|(vslot, _)| vslot.0);
         let Some(first) = mapped.next() else { return RecordSeq(0) };

@@ -8,3 +8,4 @@ mod model;
 mod node;
 mod pool;
 mod sessions;
+mod snapshots;

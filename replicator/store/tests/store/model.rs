@@ -4,18 +4,20 @@
 //! every sector holds its last flushed value or one written later, never anything else (another
 //! volume's or an earlier owner's bytes would be seen: each sector names its volume, block and
 //! write); everything that differs from the content at the last sealed era is in a region with a
-//! higher tag (R19); `clean` and `unbroken` tell the truth (R9); slots are neither lost nor owned
+//! higher tag (R19); a snapshot holds what its volume held, for as long as it is not dropped (R26); `clean` and `unbroken` tell the truth (R9); slots are neither lost nor owned
 //! twice. Not checked here: I/O errors, and engines that overlap writes (R16).
 
 use std::collections::BTreeMap;
 
 use store::{Admin, Input, SessionId};
-use types::{BufMut, Epoch, Era, Tag, crc32c};
+use types::{BufMut, Epoch, Era, SnapshotId, Tag, crc32c};
 use wire::{Reply, Request, Role, SealInfo, WireError};
 
 use crate::disk::Rng;
 use crate::node::{DiskOp, MIB, Node, incarnation, replica, volume, write};
 use kit::content::{BLOCK, Block, Content, SECTORS, Value, block_bytes, parse};
+
+mod snapshots;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Life {
@@ -37,6 +39,9 @@ struct Volume {
     sealed_for_sure: Tag,
     maybe_used: bool,
     surely_used: bool,
+    snapshots: Vec<snapshots::Snapshot>,
+    /// No write may come before the answer.
+    snapshotting: bool,
 }
 
 #[derive(Debug)]
@@ -45,6 +50,7 @@ enum Pending {
     Read { first: usize, expected: Vec<Option<Content>> },
     Hash { first: usize, expected: Vec<Content> },
     Flush { last: Vec<u64>, seal: Option<Tag>, close: bool },
+    Snapshot { id: SnapshotId, last: Vec<u64> },
 }
 
 struct Model {
@@ -53,6 +59,7 @@ struct Model {
     volumes: Vec<Volume>,
     pending: BTreeMap<(SessionId, u64), (u8, Pending)>,
     admin: BTreeMap<u64, u8>,
+    drops: BTreeMap<u64, (u8, SnapshotId)>,
     next_id: u64,
     next_volume: u8,
     boot: u8,
@@ -72,6 +79,7 @@ impl Model {
             volumes: Vec::new(),
             pending: BTreeMap::new(),
             admin: BTreeMap::new(),
+            drops: BTreeMap::new(),
             next_id: 0,
             next_volume: 0,
             boot: 1,
@@ -109,6 +117,8 @@ impl Model {
             sealed_for_sure: Tag::default(),
             maybe_used: false,
             surely_used: false,
+            snapshots: Vec::new(),
+            snapshotting: false,
         });
         self.admin.insert(op, n);
         self.node.step(Input::Admin { op, admin });
@@ -128,6 +138,9 @@ impl Model {
     fn collect(&mut self) {
         for (op, result) in std::mem::take(&mut self.node.admin) {
             result.unwrap();
+            if self.dropped(op) {
+                continue;
+            }
             let n = self.admin.remove(&op).unwrap();
             let at = self.volumes.iter().position(|volume| volume.n == n).unwrap();
             match self.volumes[at].life {
@@ -143,6 +156,9 @@ impl Model {
     }
 
     fn answered(&mut self, n: u8, pending: Pending, reply: Reply) {
+        if let Pending::Snapshot { id, last } = pending {
+            return self.snapshot_made(n, id, last, reply);
+        }
         let volume = self.volumes.iter_mut().find(|volume| volume.n == n).unwrap();
         match (pending, reply) {
             (Pending::Write { first, count, id }, reply) => {
@@ -232,6 +248,7 @@ impl Model {
         };
         self.volumes[at].session = Some(session);
         self.volumes[at].era = 1;
+        self.volumes[at].snapshotting = false;
         self.observe(at);
         info
     }
@@ -320,7 +337,10 @@ impl Model {
             _ => dice,
         };
         match dice {
-            0..50 => self.write(at),
+            0..46 => self.write(at),
+            46..48 => self.snapshot(at),
+            48 => self.drop_snapshot(at),
+            49 => self.check_any_snapshots(at),
             50..60 => self.zero(at),
             60..75 => self.read(at),
             75..78 => self.hash(at),
@@ -351,6 +371,9 @@ impl Model {
 
     /// A range of blocks that nothing writes to at present.
     fn range(&mut self, at: usize, longest: u64) -> Option<(usize, usize)> {
+        if self.volumes[at].snapshotting {
+            return None;
+        }
         let blocks = &self.volumes[at].blocks;
         let count = 1 + self.rng.below(longest.min(blocks.len() as u64));
         let first = self.rng.below(blocks.len() as u64 - count + 1);
@@ -484,6 +507,7 @@ impl Model {
         self.node.fault = fault;
         self.pending.clear();
         self.admin.clear();
+        self.drops.clear();
         let there: Vec<_> = self.node.store.replicas();
         self.volumes.retain_mut(|volume| {
             let gone = volume.life == Life::Gone;
@@ -516,6 +540,7 @@ impl Model {
                 assert!(info.unbroken || volume.maybe_used);
             }
             self.check_tags(at, info.last_sealed);
+            self.check_snapshots(at, true);
         }
         self
     }

@@ -104,12 +104,12 @@ fn superblocks_may_lose_one_copy_but_not_both() {
 fn a_newer_format_is_refused() {
     let mut disk = formatted();
     let block = disk.bytes(0, 4096);
-    block[8] = 2;
+    block[8] = 3;
     block[12..16].fill(0);
     let crc = types::crc32c(block).to_le_bytes();
     block[12..16].copy_from_slice(&crc);
     let error = open_error(&mut disk, &open_options(1));
-    assert_eq!(error, OpenError::NewerFormat { found: 2, supported: 1 });
+    assert_eq!(error, OpenError::NewerFormat { found: 3, supported: 2 });
 }
 
 /// Every byte of the metadata that counts: damage is noticed, never believed.

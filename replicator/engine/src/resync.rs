@@ -57,6 +57,10 @@ pub(crate) enum Stage {
 
 impl Engine {
     pub(crate) fn start_resyncs(&mut self, out: &mut Vec<Output>) {
+        if self.holds_writes() {
+            // It would not see the snapshot that is being made.
+            return;
+        }
         let fit = |(_, m): &(usize, &Member)| m.in_sync() && m.is_up() && !m.unfit && !m.broken;
         let best = self.members.iter().enumerate().filter(fit).min_by_key(|(_, m)| !m.is_local());
         let Some((source, _)) = best else { return };

@@ -9,5 +9,6 @@ mod replica;
 mod rng;
 mod serve;
 mod simulation;
+mod snapshots;
 mod world;
 mod writes;

@@ -204,7 +204,12 @@ impl Store {
     }
 
     /// The last record that maps one of these pieces and is perhaps not written yet.
-    fn unwritten_map(&mut self, index: ReplicaIndex, first: u32, last: u32) -> RecordSeq {
+    pub(crate) fn unwritten_map(
+        &mut self,
+        index: ReplicaIndex,
+        first: u32,
+        last: u32,
+    ) -> RecordSeq {
         let written = self.log.written();
         let Some(replica) = self.replicas.get_mut(&index) else { return RecordSeq(0) };
         replica.unwritten_maps.last(first..last + 1, written)

@@ -70,19 +70,23 @@ impl Store {
         let whole_first = offset.div_ceil(slot_size);
         // The last piece may reach beyond the end of the volume; what is there was never written.
         let whole_end = if end == size { u64::from(vend) } else { end / slot_size };
+        // A piece that was just copied must be known to be there.
+        let mut record = self.unwritten_map(index, layout.vslot_at(offset).0.0, vend - 1);
+        if whole_first < whole_end {
+            record = record.max(self.unmap(index, whole_first as u32, whole_end as u32));
+        }
+        if record > self.log.written() {
+            self.waits.written.entry(record).or_default().push(Wake::Op(key));
+        }
+        if let Some(op) = self.ops.get_mut(key) {
+            op.record = record;
+        }
         if whole_first >= whole_end {
             // One or two parts of pieces.
             let middle = (whole_first * slot_size).clamp(offset, end);
             self.zero_part(key, index, offset, middle, out);
             self.zero_part(key, index, middle, end, out);
         } else {
-            let record = self.unmap(index, whole_first as u32, whole_end as u32);
-            if record > self.log.written() {
-                self.waits.written.entry(record).or_default().push(Wake::Op(key));
-            }
-            if let Some(op) = self.ops.get_mut(key) {
-                op.record = record;
-            }
             self.zero_part(key, index, offset, whole_first * slot_size, out);
             self.zero_part(key, index, whole_end * slot_size, end, out);
         }

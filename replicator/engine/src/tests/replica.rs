@@ -5,9 +5,9 @@ use super::rng::Rng;
 use std::collections::{BTreeMap, BTreeSet};
 use types::{
     BLOCK, BootId, Buf, BufMut, EngineInstance, Epoch, Era, HASH_BLOCK, Instant, LEASE, REGION,
-    Tag, crc32c,
+    SnapshotId, Tag, crc32c,
 };
-use wire::{Hello, Reply, Request, SealInfo, WireError};
+use wire::{HeldSnapshot, Hello, Reply, Request, Role, SealInfo, WireError};
 
 /// A session: which engine of the world, which of its links.
 pub(super) type SessionKey = (usize, u64);
@@ -17,6 +17,13 @@ pub(super) type Cell = (u64, u64);
 
 /// What a rotten block holds, for who does not know better.
 const ROT: u64 = u64::MAX;
+
+/// What a snapshot holds: its size, and the value of each block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) size: u64,
+    pub(super) values: BTreeMap<u64, u64>,
+}
 
 #[derive(Clone, Debug)]
 pub(super) struct Session {
@@ -56,6 +63,8 @@ pub(super) struct Replica {
     /// the last sealed era: rot in them passes for content from then on.
     pub(super) forgets_checksums: bool,
     pub(super) write_errors: bool,
+    /// Oldest first.
+    pub(super) snapshots: Vec<(SnapshotId, Held)>,
     /// Flushes and era seals that were done, for tests that count them.
     pub(super) flushes: u64,
     pub(super) eras: Vec<Era>,
@@ -87,6 +96,7 @@ impl Replica {
             rotten_durable: BTreeSet::new(),
             forgets_checksums: false,
             write_errors: false,
+            snapshots: Vec::new(),
             flushes: 0,
             eras: Vec::new(),
         }
@@ -118,7 +128,8 @@ impl Replica {
     /// Refuses a hello, or opens its session.
     pub(super) fn hello(&mut self, key: SessionKey, hello: Hello) -> Result<(), WireError> {
         let (epoch, instance) = self.sealed;
-        if hello.epoch < epoch || (hello.epoch == epoch && hello.instance != instance) {
+        let older = hello.epoch < epoch || (hello.epoch == epoch && hello.instance != instance);
+        if hello.role != Role::Reader && older {
             return Err(WireError::Fenced { sealed: epoch });
         }
         self.sessions.insert(key, Session { hello, sealed: false });
@@ -189,17 +200,34 @@ impl Replica {
             Request::Read { offset, len } => {
                 let first = offset / BLOCK;
                 let count = u64::from(*len) / BLOCK;
-                if let Some(error) = self.damage(first..first + count) {
-                    return Reply::Failed(error);
+                match self.damage(first..first + count) {
+                    Some(error) => Reply::Failed(error),
+                    None => data(first, *len, |block| self.value(block)),
                 }
-                let mut data = BufMut::zeroed(*len as usize);
-                for (block, chunk) in (first..).zip(data.as_mut_slice().chunks_mut(4096)) {
-                    chunk[..8].copy_from_slice(&self.value(block).to_le_bytes());
-                }
-                let data = data.freeze();
-                let crc = crc32c(data.as_slice());
-                Reply::Data { data, crc }
             }
+            Request::ReadSnapshot { snapshot, offset, len } => match self.held(*snapshot) {
+                Some(held) if offset + u64::from(*len) <= held.size => {
+                    data(offset / BLOCK, *len, |block| {
+                        held.values.get(&block).copied().unwrap_or_default()
+                    })
+                }
+                _ => Reply::Failed(WireError::NoSnapshot),
+            },
+            Request::HashSnapshot { snapshot, offset, len } => match self.held(*snapshot) {
+                Some(held) => hashes(*offset, *len, |block| {
+                    held.values.get(&block).copied().unwrap_or_default()
+                }),
+                None => Reply::Failed(WireError::NoSnapshot),
+            },
+            Request::Snapshot { snapshot, size } => {
+                if self.held(*snapshot).is_none() {
+                    let values = self.blocks.iter().filter(|(block, _)| **block < size / BLOCK);
+                    let values = values.map(|(block, cell)| (*block, cell.0)).collect();
+                    self.snapshots.push((*snapshot, Held { size: *size, values }));
+                }
+                Reply::Done
+            }
+            Request::Snapshots => self.list(),
             Request::Flush => {
                 self.flushes += 1;
                 self.rotten_durable.clone_from(&self.rotten);
@@ -230,15 +258,7 @@ impl Replica {
                 if let Some(error) = self.damage(offset / BLOCK..(offset + len) / BLOCK) {
                     return Reply::Failed(error);
                 }
-                let hash = |start: u64| {
-                    let blocks = start / BLOCK..(start + HASH_BLOCK).min(offset + len) / BLOCK;
-                    blocks.fold(7_u64, |h, b| {
-                        (h ^ self.value(b)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(23)
-                    }) as u32
-                };
-                Reply::Hashes(
-                    (0..len.div_ceil(HASH_BLOCK)).map(|i| hash(offset + i * HASH_BLOCK)).collect(),
-                )
+                hashes(*offset, *len, |block| self.value(block))
             }
             Request::Close { clean } => {
                 if *clean {
@@ -249,6 +269,18 @@ impl Replica {
             }
             Request::Ping | Request::Seal => Reply::Done,
         }
+    }
+
+    pub(super) fn list(&self) -> Reply {
+        let held = |(snapshot, held): &(SnapshotId, Held)| HeldSnapshot {
+            snapshot: *snapshot,
+            size: held.size,
+        };
+        Reply::Snapshots(self.snapshots.iter().map(held).collect())
+    }
+
+    pub(super) fn held(&self, snapshot: SnapshotId) -> Option<&Held> {
+        self.snapshots.iter().find(|(id, _)| *id == snapshot).map(|(_, held)| held)
     }
 
     fn mutate(&mut self, epoch: Epoch, request: &Request) -> Reply {
@@ -317,6 +349,26 @@ impl Replica {
         }
         self.durable = self.blocks.clone();
     }
+}
+
+fn data(first: u64, len: u32, value: impl Fn(u64) -> u64) -> Reply {
+    let mut data = BufMut::zeroed(len as usize);
+    for (block, chunk) in (first..).zip(data.as_mut_slice().chunks_mut(BLOCK as usize)) {
+        chunk[..8].copy_from_slice(&value(block).to_le_bytes());
+    }
+    let data = data.freeze();
+    let crc = crc32c(data.as_slice());
+    Reply::Data { data, crc }
+}
+
+fn hashes(offset: u64, len: u64, value: impl Fn(u64) -> u64) -> Reply {
+    let hash = |start: u64| {
+        let blocks = start / BLOCK..(start + HASH_BLOCK).min(offset + len) / BLOCK;
+        blocks.fold(7_u64, |hash, block| {
+            (hash ^ value(block)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(23)
+        }) as u32
+    };
+    Reply::Hashes((0..len.div_ceil(HASH_BLOCK)).map(|i| hash(offset + i * HASH_BLOCK)).collect())
 }
 
 pub(super) fn value_at(data: &Buf, block: usize) -> u64 {

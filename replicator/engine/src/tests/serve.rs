@@ -5,7 +5,7 @@ use super::world::{Event, World};
 use crate::{Input, LinkId};
 use core::time::Duration;
 use std::collections::BTreeMap;
-use wire::{Hello, Reply, Request, WireError};
+use wire::{Hello, Reply, Request, Role, WireError};
 
 impl World {
     // ---- faults ------------------------------------------------------------------------------
@@ -97,7 +97,11 @@ impl World {
                 Err(error) => self.answer(index, key, seq, Reply::Failed(error), false),
             },
             Request::Ping => self.answer(index, key, seq, Reply::Done, true),
-            _ if !session.sealed => {
+            Request::Snapshots => {
+                let held = self.replicas[index].list();
+                self.answer(index, key, seq, held, true);
+            }
+            _ if !session.sealed && session.hello.role != Role::Reader => {
                 let reason = "not sealed".into();
                 self.answer(index, key, seq, Reply::Failed(WireError::Invalid { reason }), false);
             }

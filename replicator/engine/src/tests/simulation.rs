@@ -100,6 +100,9 @@ fn simulate(seed: u64, faults: Faults) -> u64 {
         if faults.rot {
             rot(&mut world);
         }
+        if world.rng.chance(15) {
+            world.snapshot(slot);
+        }
         if world.rng.chance(35) {
             random_fault(&mut world, faults);
         }
@@ -168,6 +171,7 @@ fn heal(world: &mut World, mut slot: usize) {
     assert!(!world.pending.values().any(|p| p.slot == slot));
     let result = world.slots[slot].compared.last().copied().flatten().unwrap();
     assert_eq!((result.different, result.replicas as usize), (0, count));
+    (0..count).for_each(|index| world.check_committed(index));
     for block in world.history.written() {
         for replica in &world.replicas {
             assert_eq!(replica.value(block), world.replicas[0].value(block), "block {block}");

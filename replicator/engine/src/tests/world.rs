@@ -2,17 +2,17 @@
 //! complete in any order.
 
 use super::history::History;
-use super::replica::{Cell, Replica, SessionKey, payload, value_at};
+use super::replica::{Cell, Held, Replica, SessionKey, payload, value_at};
 use super::rng::Rng;
 use crate::{
     CompareResult, Engine, EngineConfig, Input, IsrAnswer, IsrChange, IsrView, LinkId, MemberSpec,
-    Output,
+    Output, SnapshotTaken,
 };
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 use types::{
     BLOCK, BlockOp, BlockResult, Buf, ClusterId, EngineInstance, Epoch, Incarnation, Instant, IoId,
-    IsrVersion, NodeId, Process, ReplicaId, VolumeId,
+    IsrVersion, NodeId, Process, ReplicaId, SnapshotId, VolumeId,
 };
 use wire::{Hello, Reply, Request};
 
@@ -22,7 +22,7 @@ pub(super) fn replica_id(index: usize) -> ReplicaId {
     ReplicaId::from_bytes((index as u128 + 1).to_be_bytes())
 }
 
-fn index_of(replica: ReplicaId) -> usize {
+pub(super) fn index_of(replica: ReplicaId) -> usize {
     u128::from_be_bytes(*replica.as_bytes()) as usize - 1
 }
 
@@ -122,6 +122,8 @@ pub(super) struct Slot {
     pub(super) compared: Vec<Option<CompareResult>>,
     pub(super) resynced: Vec<usize>,
     pub(super) replica_failed: Vec<usize>,
+    pub(super) snapshots: Vec<Result<SnapshotTaken, String>>,
+    pub(super) filled: Vec<Result<(), String>>,
     pub(super) activations: Vec<Vec<usize>>,
     links: BTreeMap<u64, usize>,
 }
@@ -151,6 +153,8 @@ pub(super) struct World {
     pub(super) unrepairable: u64,
     /// Whether the consumer outlives its engines (R14).
     pub(super) resumed: bool,
+    /// Snapshots that Raft was told of, and what they hold.
+    pub(super) committed: Vec<(SnapshotId, Held)>,
     /// What scrubs found to differ.
     pub(super) differing: u64,
     /// Time of a pass of the scrub in engines that are started.
@@ -185,6 +189,7 @@ impl World {
             repaired: vec![0; count],
             unrepairable: 0,
             resumed: false,
+            committed: Vec::new(),
             differing: 0,
             scrub: Duration::from_secs(7 * 86_400),
         }
@@ -229,6 +234,8 @@ impl World {
             compared: Vec::new(),
             resynced: Vec::new(),
             replica_failed: Vec::new(),
+            snapshots: Vec::new(),
+            filled: Vec::new(),
             activations: Vec::new(),
             links: BTreeMap::new(),
         });
@@ -336,6 +343,8 @@ impl World {
                 self.unrepairable += unrepairable;
             }
             Output::ReplicasDiffer { blocks } => self.differing += blocks,
+            Output::Snapshot { ticket, result } => self.snapshot_ended(slot, ticket, result),
+            Output::Filled { result, .. } => self.slots[slot].filled.push(result),
             Output::Compared { result, .. } => self.slots[slot].compared.push(result),
             Output::Failed { reason } => self.slots[slot].failed = Some(reason),
             Output::Stopped { clean } => self.slots[slot].stopped = Some(clean),
@@ -537,7 +546,10 @@ impl World {
                     remove.iter().for_each(|r| assert!(self.raft.isr.remove(&index_of(*r))));
                     assert!(!self.raft.isr.is_empty(), "the ISR is never empty (R4)");
                 }
-                IsrChange::Grow(add) => assert!(self.raft.isr.insert(index_of(*add))),
+                IsrChange::Grow(add) => {
+                    assert!(self.raft.isr.insert(index_of(*add)));
+                    self.check_committed(index_of(*add));
+                }
             }
             self.raft.version.0 += 1;
         }

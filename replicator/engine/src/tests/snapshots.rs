@@ -1,0 +1,228 @@
+//! Snapshots (R26): one point for all, no loss of what returns without one, and volumes filled from one.
+
+use super::attach::ms;
+use super::replica::{Held, payload};
+use super::world::{SIZE, World, index_of, replica_id};
+use crate::{FillHolder, FillSource, Input, SnapshotTaken};
+use types::{BLOCK, BlockOp, Incarnation, SnapshotId, VolumeId};
+
+pub(super) fn id(n: u64) -> SnapshotId {
+    SnapshotId::from_bytes(u128::from(n).to_be_bytes())
+}
+
+impl World {
+    pub(super) fn snapshot(&mut self, slot: usize) -> SnapshotId {
+        let ticket = self.rng.below(u64::MAX);
+        self.tell(slot, Input::Snapshot { ticket, snapshot: id(ticket) });
+        id(ticket)
+    }
+
+    /// Writes are held until the very step that says this, so all that is there is in the snapshot;
+    /// Raft takes it if it is of its epoch, and everybody in the ISR has it.
+    pub(super) fn snapshot_ended(
+        &mut self,
+        slot: usize,
+        ticket: u64,
+        result: Result<SnapshotTaken, String>,
+    ) {
+        if let Ok(taken) = &result
+            && taken.epoch == self.raft.epoch
+        {
+            let holders: Vec<usize> = taken.holders.iter().map(|r| index_of(*r)).collect();
+            let held = self.replicas[holders[0]].held(id(ticket)).cloned().expect("durable");
+            let at = self.history.tick();
+            for index in &holders {
+                let replica = &self.replicas[*index];
+                for block in self.history.written() {
+                    let value = value_in(replica.held(id(ticket)).unwrap(), block);
+                    assert_eq!(value, value_in(&held, block), "block {block} of {holders:?}");
+                    let stale = self.history.stale(block, value, slot, at, self.power_lost[*index]);
+                    assert!(stale.is_none(), "snapshot: {stale:?}");
+                    assert_eq!(value, replica.value(block), "block {block} of replica {index}");
+                }
+            }
+            if self.raft.isr.iter().all(|index| holders.contains(index)) {
+                self.committed.push((id(ticket), held));
+            }
+        }
+        self.slots[slot].snapshots.push(result);
+    }
+
+    /// A member of the ISR has every snapshot that Raft knows, as it was.
+    pub(super) fn check_committed(&self, index: usize) {
+        for (snapshot, held) in &self.committed {
+            let here = self.replicas[index].held(*snapshot);
+            let here = here.unwrap_or_else(|| panic!("replica {index} lacks {snapshot}"));
+            for block in 0..SIZE / BLOCK {
+                let (found, right) = (value_in(here, block), value_in(held, block));
+                assert_eq!(found, right, "block {block} of {snapshot} on replica {index}");
+            }
+        }
+    }
+}
+
+fn value_in(held: &Held, block: u64) -> u64 {
+    held.values.get(&block).copied().unwrap_or_default()
+}
+
+#[test]
+fn a_snapshot_under_load_is_one_point_on_all_members() {
+    let (mut world, slot) = World::active(2);
+    for round in 0..40 {
+        for block in 0..8 {
+            world.write(slot, block * 60, 2, false);
+        }
+        if round % 8 == 3 {
+            world.snapshot(slot);
+        }
+        world.run(ms(1));
+    }
+    world.run(ms(100));
+    let taken: Vec<_> =
+        world.slots[slot].snapshots.iter().filter_map(|r| r.as_ref().ok()).collect();
+    assert!(taken.len() >= 3, "{:?}", world.slots[slot].snapshots);
+    assert!(taken.iter().all(|taken| taken.holders.len() == 2));
+    assert_eq!(world.committed.len(), taken.len());
+    assert!(world.pending.is_empty(), "held writes went on");
+}
+
+#[test]
+fn a_member_that_does_not_answer_is_dropped_first() {
+    let (mut world, slot) = World::active(2);
+    world.write(slot, 0, 1, false);
+    world.run(ms(20));
+    world.replicas[1].stuck_until = world.now.after(ms(60_000));
+    world.snapshot(slot);
+    world.write(slot, 8, 1, false);
+    world.run(ms(12_500));
+    let taken = world.slots[slot].snapshots[0].as_ref().unwrap();
+    assert_eq!((world.isr(), taken.holders.as_slice()), (vec![0], [replica_id(0)].as_slice()));
+    assert!(world.pending.is_empty());
+}
+
+#[test]
+fn a_member_that_is_lost_within_the_pause_aborts_the_snapshot_and_nothing_else() {
+    let (mut world, slot) = World::active(2);
+    world.write(slot, 0, 1, false);
+    world.run(ms(20));
+    world.disk = (30_000_000, 30_000_000);
+    world.snapshot(slot);
+    // The era is flushed and sealed; then the members make the snapshot.
+    world.run(ms(70));
+    let held = world.write(slot, 8, 1, false);
+    world.cut(1, ms(1));
+    world.run(ms(20));
+    assert!(
+        matches!(world.slots[slot].snapshots[..], [Err(_)]),
+        "{:?}",
+        world.slots[slot].snapshots
+    );
+    assert!(world.committed.is_empty());
+    world.run(ms(3000));
+    assert_eq!(world.result(held), Some(Ok(())));
+    assert_eq!(world.isr(), [0, 1]);
+}
+
+#[test]
+fn a_replica_that_returns_is_given_the_snapshots_that_it_lacks() {
+    let (mut world, slot) = World::active(2);
+    let write = |world: &mut World, block| {
+        world.write(slot, block, 1, false);
+    };
+    (0..20).for_each(|block| write(&mut world, block * 16));
+    world.run(ms(50));
+    world.snapshot(slot);
+    world.run(ms(100));
+    world.kill(1, false);
+    world.run(ms(3000));
+    assert_eq!(world.isr(), [0]);
+    for round in 0..3 {
+        (0..10).for_each(|block| write(&mut world, block * 32 + round));
+        world.io(slot, BlockOp::Discard { offset: round * 16 * BLOCK, len: 16 * BLOCK });
+        world.run(ms(50));
+        world.snapshot(slot);
+        world.run(ms(50));
+    }
+    (0..10).for_each(|block| write(&mut world, block * 32 + 5));
+    world.revive(1);
+    for _ in 0..40 {
+        let block = world.now.0 % 500;
+        write(&mut world, block);
+        world.run(ms(50));
+    }
+    world.run(ms(2000));
+    assert_eq!((world.isr(), world.committed.len()), (vec![0, 1], 4));
+    world.check_committed(1);
+    world.assert_identical();
+}
+
+#[test]
+fn a_new_replica_gets_all_snapshots_and_a_late_one_too() {
+    let mut world = World::new(7, 2, &[0]);
+    world.kill(1, false);
+    let slot = world.attach(0, &[]);
+    world.run(ms(500));
+    for round in 0..3 {
+        for block in 0..30 {
+            world.write(slot, block * 8 + round, 1, false);
+        }
+        world.run(ms(50));
+        world.snapshot(slot);
+        world.run(ms(50));
+    }
+    world.revive(1);
+    world.run(ms(520));
+    // While it is being built.
+    world.run(ms(4));
+    world.snapshot(slot);
+    world.run(ms(6000));
+    assert_eq!((world.isr(), world.committed.len()), (vec![0, 1], 4));
+    world.check_committed(1);
+    world.assert_identical();
+}
+
+fn source(world: &World, snapshot: SnapshotId) -> FillSource {
+    let holder = |index: usize| FillHolder {
+        replica: replica_id(index),
+        incarnation: Incarnation::default(),
+        address: (index > 0).then(|| ([127, 0, 0, 1], index as u16 + 1).into()),
+    };
+    let holders = (0..world.replicas.len()).map(holder).collect();
+    FillSource { volume: VolumeId::default(), snapshot, size: SIZE, holders }
+}
+
+#[test]
+fn a_volume_is_filled_from_whoever_has_the_snapshot() {
+    let (mut world, slot) = World::active(2);
+    for block in [0, 7, 70, 255, 256, 400, 559] {
+        world.write(slot, block, 1, false);
+    }
+    world.run(ms(50));
+    let snapshot = world.snapshot(slot);
+    world.run(ms(50));
+    let all = BlockOp::WriteZeroes { offset: 0, len: SIZE, fua: false };
+    world.io(slot, all);
+    world.io(slot, BlockOp::Write { offset: 4096 * 3, data: payload(0, 1), fua: false });
+    world.run(ms(50));
+    // The first holder has lost it.
+    world.replicas[0].snapshots.clear();
+    let source = source(&world, snapshot);
+    world.tell(slot, Input::Fill { ticket: 5, source });
+    world.run(ms(3000));
+    assert_eq!(world.slots[slot].filled, [Ok(())]);
+    let held = world.committed[0].1.clone();
+    for replica in &world.replicas {
+        for block in 0..SIZE / BLOCK {
+            assert_eq!(replica.value(block), value_in(&held, block), "block {block}");
+        }
+    }
+}
+
+#[test]
+fn filling_from_what_nobody_has_ends_with_an_error() {
+    let (mut world, slot) = World::active(2);
+    let source = source(&world, id(9));
+    world.tell(slot, Input::Fill { ticket: 5, source });
+    world.run(ms(20_000));
+    assert!(matches!(world.slots[slot].filled[..], [Err(_)]));
+}

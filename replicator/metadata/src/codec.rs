@@ -3,8 +3,8 @@
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
-/// History: 1 = first; 2 = zones, pinned volumes, leaving replicas.
-const VERSION: u8 = 2;
+/// History: 1 = first; 2 = zones, pinned volumes, leaving replicas; 3 = snapshots.
+const VERSION: u8 = 3;
 
 /// Bytes that are not what they should be.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

@@ -1,10 +1,11 @@
 //! The commands of the replicated state machine. Each is a compare-and-set: it names what it
 //! believes and is refused with a typed reason when the record says otherwise (R1).
 
-use crate::state::{FsType, PoolClass};
+use crate::state::{FsType, PoolClass, Source};
 use serde::{Deserialize, Serialize};
 use types::{
-    BootId, EngineInstance, Epoch, Incarnation, IsrVersion, NodeId, PoolId, ReplicaId, VolumeId,
+    BootId, EngineInstance, Epoch, Incarnation, IsrVersion, NodeId, PoolId, ReplicaId, SnapshotId,
+    VolumeId,
 };
 
 /// A pool as metadata knows it. Free space is not recorded: it changes with every write.
@@ -88,8 +89,8 @@ pub enum Command {
         process: EngineInstance,
     },
 
-    /// Creates a volume. Idempotent by name: the same name with the same size, repl, class and
-    /// filesystem gives the existing volume.
+    /// Creates a volume. Idempotent by name: the same name with the same size, repl, class,
+    /// filesystem and source gives the existing volume.
     CreateVolume {
         /// Id for a new volume.
         volume: VolumeId,
@@ -105,10 +106,12 @@ pub enum Command {
         fs_type: Option<FsType>,
         /// It is to be used on nodes that hold a copy only.
         pinned: bool,
+        /// What it begins with; a ready snapshot not larger than it. `None`: zeros.
+        source: Option<Source>,
         /// Where its replicas go, `repl` of them on different nodes.
         replicas: Vec<NewReplica>,
     },
-    /// A node made a replica. When all exist the volume can be attached.
+    /// A node made a replica. When all exist the volume can be attached, or filled from its source.
     ReplicaReady {
         /// The replica.
         replica: ReplicaId,
@@ -129,7 +132,8 @@ pub enum Command {
         replica: NewReplica,
     },
     /// Gives up a replica that is not in the ISR; its node then deletes it (R27). The ISR must be the
-    /// one that the proposer saw: one that shrank since may need the replica again.
+    /// one that the proposer saw: one that shrank since may need the replica again. Of a retired volume,
+    /// one whose every snapshot another sound replica on a node that is up has too.
     RemoveReplica {
         /// The volume.
         volume: VolumeId,
@@ -169,7 +173,9 @@ pub enum Command {
         /// The version that the proposer saw.
         isr_version: IsrVersion,
     },
-    /// Deletes a volume; absent is a success. Refused while a live node holds it.
+    /// Deletes a volume; absent is a success. Refused while a live node holds it (unless that only
+    /// fills it), and while a snapshot of it is being taken. With ready snapshots it is retired: nobody
+    /// sees or attaches it any more, its replicas keep the snapshots, and it goes with the last of them.
     DeleteVolume {
         /// The volume.
         volume: VolumeId,
@@ -205,6 +211,9 @@ pub enum Command {
         instance: EngineInstance,
         /// The epoch that the proposer saw; the granted one is the next.
         expected_epoch: Epoch,
+        /// Without a device, to take a snapshot of a detached volume or to fill a new one; others
+        /// that want the volume wait until it is over. Never takes a volume from a user.
+        internal: bool,
     },
     /// The engine has sealed, chosen its source and reconciled: `isr` is in sync; I/O may start
     /// (R2). Never a replica outside the committed ISR.
@@ -258,7 +267,8 @@ pub enum Command {
         /// Who leaves; at least one member stays.
         remove: Vec<ReplicaId>,
     },
-    /// Adds a replica that is in sync (R5), if the volume has fewer of them than it wants.
+    /// Adds a replica that is in sync (R5) and has all ready snapshots of the volume, if the volume has
+    /// fewer of them than it wants. It becomes a holder of those snapshots.
     GrowIsr {
         /// The volume.
         volume: VolumeId,
@@ -268,5 +278,57 @@ pub enum Command {
         isr_version: IsrVersion,
         /// Who joins.
         add: ReplicaId,
+    },
+
+    /// Begins one attempt at a snapshot of a live volume (R26). Idempotent by name: a ready snapshot of
+    /// the same name and volume is returned; one that is being taken refuses another attempt.
+    CreateSnapshot {
+        /// Id of the attempt, never used before.
+        snapshot: SnapshotId,
+        /// Name, 1-128 printable bytes; not looked at if `hidden`.
+        name: String,
+        /// Of which volume.
+        volume: VolumeId,
+        /// The proposer's clock, for people.
+        created_unix_ms: u64,
+        /// For a clone only: nobody sees it, and it goes when the clone is filled.
+        hidden: bool,
+    },
+    /// The attempt succeeded: all of `holders` have the snapshot durably. They must be all of the ISR,
+    /// the volume attached at `epoch` and of the size that it had when the attempt began.
+    SnapshotTaken {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// Of the engine that took it.
+        epoch: Epoch,
+        /// The version of the ISR that it was taken from.
+        isr_version: IsrVersion,
+        /// Who has it.
+        holders: Vec<ReplicaId>,
+    },
+    /// Ends an attempt that will not succeed; refused if it did. Absent is a success.
+    AbortSnapshot {
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
+    /// Deletes a snapshot, or aborts its attempt; absent is a success. Refused while a volume is being
+    /// filled from it.
+    DeleteSnapshot {
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
+    /// A node dropped a snapshot that is being deleted from a replica. The last one ends its record.
+    SnapshotDropped {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// The replica that has it no more.
+        replica: ReplicaId,
+    },
+    /// A new volume holds all of its source, flushed on its ISR: it can be attached.
+    Filled {
+        /// The volume.
+        volume: VolumeId,
+        /// Of the internal attachment that filled it.
+        epoch: Epoch,
     },
 }

@@ -27,6 +27,13 @@ pub enum EventKind {
     ReplicaFailed,
     ReplicaAdded,
     ReplicaRemoved,
+    VolumeFilled,
+    VolumeRetired,
+    SnapshotBegun,
+    SnapshotTaken,
+    SnapshotAborted,
+    SnapshotDeleted,
+    SnapshotLost,
 }
 
 impl EventKind {
@@ -53,6 +60,13 @@ impl EventKind {
             Self::ReplicaFailed => "replica_failed",
             Self::ReplicaAdded => "replica_added",
             Self::ReplicaRemoved => "replica_removed",
+            Self::VolumeFilled => "volume_filled",
+            Self::VolumeRetired => "volume_retired",
+            Self::SnapshotBegun => "snapshot_begun",
+            Self::SnapshotTaken => "snapshot_taken",
+            Self::SnapshotAborted => "snapshot_aborted",
+            Self::SnapshotDeleted => "snapshot_deleted",
+            Self::SnapshotLost => "snapshot_lost",
         }
     }
 }

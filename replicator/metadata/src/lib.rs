@@ -28,7 +28,7 @@ pub use event::{Event, EventKind};
 pub use outcome::{Done, Outcome, Refused};
 pub use state::{
     Attachment, FsType, Lifecycle, Membership, Node, NodeStatus, ParseWordError, PoolClass,
-    Replica, ReplicaState, State, Volume,
+    Replica, ReplicaState, Snapshot, SnapshotState, Source, State, Volume,
 };
 pub use storage::{
     AppliedStore, HardState, LogBatch, LogContents, LogEntry, LogSnapshot, LogStore, StoreError,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use types::{Epoch, IsrVersion, NodeId, ReplicaId, VolumeId};
+use types::{Epoch, IsrVersion, NodeId, ReplicaId, SnapshotId, VolumeId};
 
 /// Result of applying a command.
 pub type Outcome = Result<Done, Refused>;
@@ -19,7 +19,15 @@ pub enum Done {
         /// It existed before.
         existing: bool,
     },
-    /// `DeleteVolume`: replicas whose space is not yet free; 0 when the volume is gone.
+    /// `CreateSnapshot`: the snapshot of that name.
+    Snapshot {
+        /// Its id, not the proposed one if it existed.
+        snapshot: SnapshotId,
+        /// It was ready before.
+        existing: bool,
+    },
+    /// `DeleteVolume`: replicas whose space is not yet free; 0 when the volume is gone or
+    /// retired.
     Deleting {
         /// How many.
         remaining: u32,
@@ -167,6 +175,74 @@ pub enum Refused {
     Creating {
         /// The volume.
         volume: VolumeId,
+    },
+    /// What the volume begins with is not all there yet.
+    #[error("volume {volume} is still being filled from its source")]
+    Filling {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// A node has the volume without a device, which ends by itself: wait, then try again.
+    #[error("node {node} is taking a snapshot of volume {volume}, or filling it")]
+    HeldInternally {
+        /// The volume.
+        volume: VolumeId,
+        /// The holder.
+        node: NodeId,
+    },
+    /// No such snapshot, or it is being deleted.
+    #[error("there is no snapshot {snapshot}")]
+    NoSnapshot {
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
+    /// The snapshot is being taken: wait, then try again.
+    #[error("snapshot {snapshot} of volume {volume} is being taken")]
+    Taking {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// Its volume.
+        volume: VolumeId,
+    },
+    /// The snapshot is not in the state that the command needs.
+    #[error("snapshot {snapshot} is {found}")]
+    SnapshotState {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// What it is.
+        found: String,
+    },
+    /// A volume is being filled from the snapshot.
+    #[error("volume {volume} is being filled from snapshot {snapshot}")]
+    SourceInUse {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// The new volume.
+        volume: VolumeId,
+    },
+    /// The new volume would be smaller than its source.
+    #[error("size: {size} is less than the {source_size} bytes of the source")]
+    SmallerThanSource {
+        /// Bytes wanted.
+        size: u64,
+        /// Bytes of the source.
+        source_size: u64,
+    },
+    /// Not every member of the ISR has the snapshot, so it is none.
+    #[error("replica {replica} is in sync, but does not have snapshot {snapshot}")]
+    NotHeld {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// Who lacks it.
+        replica: ReplicaId,
+    },
+    /// The replica is the last one that has a snapshot.
+    #[error("replica {replica} is the last within reach that has snapshot {snapshot}")]
+    LastHolder {
+        /// The replica.
+        replica: ReplicaId,
+        /// The snapshot.
+        snapshot: SnapshotId,
     },
     /// The volume is being deleted.
     #[error("volume {volume} is being deleted")]

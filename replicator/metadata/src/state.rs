@@ -7,7 +7,9 @@ use core::str::FromStr;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
-use types::{BootId, EngineInstance, Epoch, Incarnation, IsrVersion, NodeId, ReplicaId, VolumeId};
+use types::{
+    BootId, EngineInstance, Epoch, Incarnation, IsrVersion, NodeId, ReplicaId, SnapshotId, VolumeId,
+};
 
 /// Events kept in the state; older ones are forgotten.
 pub(crate) const EVENTS_KEPT: usize = 512;
@@ -192,8 +194,12 @@ pub struct Replica {
 pub enum Lifecycle {
     /// Its replicas do not all exist yet.
     Creating,
+    /// They do, and its source is being copied into them: it can be attached internally only.
+    Filling,
     /// It can be attached.
     Live,
+    /// Deleted, but for its snapshots: its replicas stay for them, without a head.
+    Retired,
     /// Its replicas are being deleted.
     Deleting,
 }
@@ -292,6 +298,8 @@ pub struct Volume {
     pub fs_type: Option<FsType>,
     /// It is to be used on nodes that hold a copy only.
     pub pinned: bool,
+    /// What it began with; `None`: zeros.
+    pub source: Option<Source>,
     /// Its life.
     pub lifecycle: Lifecycle,
     /// The highest epoch granted.
@@ -304,6 +312,8 @@ pub struct Volume {
     pub replicas: BTreeMap<ReplicaId, Replica>,
     /// Who holds it.
     pub attachment: Attachment,
+    /// The holder has no device: it takes a snapshot, or fills the volume.
+    pub internal: bool,
     /// No engine has run since the last clean end: all ISR members are identical (R20).
     pub clean: bool,
 }
@@ -315,10 +325,119 @@ impl Volume {
         self.lifecycle == Lifecycle::Live && self.isr.len() < self.repl as usize
     }
 
+    /// Deleted as far as callers are concerned.
+    #[must_use]
+    pub fn is_deleted(&self) -> bool {
+        matches!(self.lifecycle, Lifecycle::Retired | Lifecycle::Deleting)
+    }
+
     /// Bytes that each of its replicas may come to need.
     #[must_use]
     pub fn reserved(&self) -> u64 {
         self.expanding.unwrap_or(self.size).max(self.size)
+    }
+}
+
+/// What a volume begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    /// A snapshot.
+    Snapshot(SnapshotId),
+    /// Another volume as it was, by a hidden snapshot.
+    Clone {
+        /// The volume.
+        volume: VolumeId,
+        /// Its hidden snapshot.
+        snapshot: SnapshotId,
+    },
+}
+
+impl Source {
+    /// The snapshot that is copied.
+    #[must_use]
+    pub const fn snapshot(&self) -> SnapshotId {
+        match self {
+            Self::Snapshot(snapshot) | Self::Clone { snapshot, .. } => *snapshot,
+        }
+    }
+
+    /// Whether a caller asked for the same: the snapshot behind a clone is made anew for each try.
+    #[must_use]
+    pub fn same_wish(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Clone { volume, .. }, Self::Clone { volume: other, .. }) => volume == other,
+            _ => self == other,
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Snapshot(snapshot) => write!(f, "snapshot {snapshot}"),
+            Self::Clone { volume, .. } => write!(f, "volume {volume}"),
+        }
+    }
+}
+
+/// Life of a snapshot.
+///
+/// ```text
+///  CreateSnapshot --> Creating --SnapshotTaken--> Ready --DeleteSnapshot--> Deleting --> gone
+///                        |                          |        (last SnapshotDropped) ^
+///                        +--AbortSnapshot--> gone   +---- (last holder given up) ---+
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SnapshotState {
+    /// It is being taken, and has no holders yet.
+    Creating,
+    /// Every member of its volume's ISR has it.
+    Ready,
+    /// Its holders are dropping it.
+    Deleting,
+}
+
+impl SnapshotState {
+    /// A word for messages.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "being taken",
+            Self::Ready => "ready",
+            Self::Deleting => "being deleted",
+        }
+    }
+}
+
+/// A volume as it was at one point (R26): one attempt at it, under an id that is never used again. On a
+/// replica it is a generation of the slot map.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its id.
+    pub snapshot: SnapshotId,
+    /// Its name, unique among snapshots that are neither hidden nor being deleted.
+    pub name: String,
+    /// Of which volume; its record is there as long as this one.
+    pub volume: VolumeId,
+    /// Bytes of the volume at that point.
+    pub size: u64,
+    /// Filesystem of the volume.
+    pub fs_type: Option<FsType>,
+    /// When the attempt began, by the proposer's clock.
+    pub created_unix_ms: u64,
+    /// Its life.
+    pub state: SnapshotState,
+    /// Replicas of the volume that have it. Never empty unless it is being taken.
+    pub holders: BTreeSet<ReplicaId>,
+    /// It serves a clone only.
+    pub hidden: bool,
+}
+
+impl Snapshot {
+    /// Whether callers see it: not hidden, not being deleted.
+    #[must_use]
+    pub fn is_visible(&self) -> bool {
+        !self.hidden && self.state != SnapshotState::Deleting
     }
 }
 
@@ -354,6 +473,8 @@ pub struct State {
     pub retired: BTreeSet<NodeId>,
     /// Volumes.
     pub volumes: BTreeMap<VolumeId, Volume>,
+    /// Snapshots of volumes. Every member of a volume's ISR is a holder of all its ready ones.
+    pub snapshots: BTreeMap<SnapshotId, Snapshot>,
     /// The last events by sequence.
     pub events: BTreeMap<u64, Event>,
     /// Sequence of the last event.
@@ -361,10 +482,44 @@ pub struct State {
 }
 
 impl State {
-    /// The volume of that name that is not being deleted.
+    /// The volume of that name that is not deleted.
     #[must_use]
     pub fn volume_by_name(&self, name: &str) -> Option<&Volume> {
-        self.volumes.values().find(|v| v.name == name && v.lifecycle != Lifecycle::Deleting)
+        self.volumes.values().find(|v| v.name == name && !v.is_deleted())
+    }
+
+    /// The snapshot of that name that callers see.
+    #[must_use]
+    pub fn snapshot_by_name(&self, name: &str) -> Option<&Snapshot> {
+        self.snapshots.values().find(|s| s.name == name && s.is_visible())
+    }
+
+    /// Snapshots of `volume`, of any state.
+    pub fn snapshots_of(&self, volume: VolumeId) -> impl Iterator<Item = &Snapshot> {
+        self.snapshots.values().filter(move |s| s.volume == volume)
+    }
+
+    /// A ready snapshot of `volume` that no other sound replica on a node that is up has than `replica`.
+    #[must_use]
+    pub fn only_holder(&self, volume: &Volume, replica: ReplicaId) -> Option<SnapshotId> {
+        let within_reach = |id: &ReplicaId| {
+            let sound = |r: &&Replica| r.replica != replica && r.state == ReplicaState::Ready;
+            let node = volume.replicas.get(id).filter(sound).and_then(|r| self.nodes.get(&r.node));
+            node.is_some_and(|node| node.status == NodeStatus::Up)
+        };
+        self.snapshots_of(volume.volume)
+            .filter(|s| s.state == SnapshotState::Ready && s.holders.contains(&replica))
+            .find(|s| !s.holders.iter().any(within_reach))
+            .map(|s| s.snapshot)
+    }
+
+    /// The volume that is still to be filled from `snapshot`.
+    #[must_use]
+    pub fn filled_from(&self, snapshot: SnapshotId) -> Option<&Volume> {
+        self.volumes.values().find(|v| {
+            matches!(v.lifecycle, Lifecycle::Creating | Lifecycle::Filling)
+                && v.source.is_some_and(|source| source.snapshot() == snapshot)
+        })
     }
 
     /// The volume that `replica` belongs to, and the replica.

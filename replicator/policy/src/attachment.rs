@@ -60,8 +60,8 @@ pub fn decided(state: &State, volume: VolumeId, epoch: Epoch) -> IsrAnswer {
 pub enum AfterRefusal {
     /// The holder may have changed since the state was looked at: look again at once.
     LookAgain,
-    /// It is being fenced, sealed or created, or this node came back a moment ago: wait until the
-    /// [`Situation`] has changed.
+    /// It is being fenced, sealed, created or filled, a snapshot of it is being taken, or this node came
+    /// back a moment ago: wait until the [`Situation`] has changed.
     Wait,
     /// Tell the caller.
     GiveUp,
@@ -75,6 +75,8 @@ pub const fn after_refusal(refused: &Refused) -> AfterRefusal {
         Refused::NeedsFence { .. }
         | Refused::NeedsSeal { .. }
         | Refused::Creating { .. }
+        | Refused::Filling { .. }
+        | Refused::HeldInternally { .. }
         | Refused::NodeIsLost { .. }
         | Refused::NotRegistered { .. } => AfterRefusal::Wait,
         _ => AfterRefusal::GiveUp,

@@ -1,4 +1,4 @@
-//! The Raft leader's duties beside Raft: who spoke, and what is to be done next (R6, R7, R27).
+//! The Raft leader's duties beside Raft: who spoke, and what is to be done next (R6, R7, R26, R27).
 //!
 //! Nothing here is remembered across leaderships but what Raft committed: each round looks at the
 //! applied state, behind a read index, and takes the next steps. Every step may be repeated.
@@ -6,11 +6,12 @@
 use crate::fence::{self, Action};
 use crate::liveness::{LOST_AFTER, Monitor};
 use crate::replace::{self, Absence};
+use crate::snapshot;
 use core::time::Duration;
 use metadata::placement::Free;
 use metadata::{Command, MAX_VOTERS, NodeInfo, NodeStatus, State};
-use std::collections::BTreeMap;
-use types::{Instant, NodeId, VolumeId};
+use std::collections::{BTreeMap, BTreeSet};
+use types::{Instant, NodeId, SnapshotId, VolumeId};
 
 /// A node counts as speaking while its last word is not older than this.
 const FRESH: Duration = Duration::from_secs(1);
@@ -24,6 +25,8 @@ pub struct Roll {
     absence: Absence,
     replace_after: Duration,
     nodes: BTreeMap<NodeId, (NodeInfo, u64)>,
+    /// Snapshots that this leader is taking, or cloning from.
+    own: BTreeSet<SnapshotId>,
 }
 
 impl Roll {
@@ -35,6 +38,7 @@ impl Roll {
             absence: Absence::new(now),
             replace_after: REPLACE_AFTER,
             nodes: BTreeMap::new(),
+            own: BTreeSet::new(),
         }
     }
 
@@ -56,6 +60,16 @@ impl Roll {
     /// A node's last word before it restarts; see [`Monitor::excuse`].
     pub fn excuse(&mut self, node: NodeId, until: Instant) {
         self.monitor.excuse(node, until);
+    }
+
+    /// This leader is about to take `snapshot` until [`Self::end_snapshot`]; what nobody is about goes.
+    pub fn begin_snapshot(&mut self, snapshot: SnapshotId) {
+        self.own.insert(snapshot);
+    }
+
+    /// See [`Self::begin_snapshot`].
+    pub fn end_snapshot(&mut self, snapshot: SnapshotId) {
+        self.own.remove(&snapshot);
     }
 
     /// Free bytes of a node's pool, as it last said; `None` if it did not speak to this leader.
@@ -120,6 +134,15 @@ impl Roll {
         for action in self.replacements(state, now) {
             steps.push((Key::of(&action), Step::Replace(action)));
         }
+        for action in snapshot::plan(state, &self.own) {
+            let key = match action {
+                snapshot::Action::Fill { volume, .. } => Key::Fill(volume),
+                snapshot::Action::Abort { snapshot } | snapshot::Action::Drop { snapshot } => {
+                    Key::Snapshot(snapshot)
+                }
+            };
+            steps.push((key, Step::Snapshot(action)));
+        }
         if let Some(learner) = promotable(state) {
             steps.push((Key::Membership, Step::Promote(learner)));
         }
@@ -141,6 +164,10 @@ pub enum Key {
     Add,
     /// A replica less.
     Remove(VolumeId),
+    /// The end of a snapshot.
+    Snapshot(SnapshotId),
+    /// The copy that a volume begins with.
+    Fill(VolumeId),
     /// The Raft membership.
     Membership,
 }
@@ -171,6 +198,8 @@ pub enum Step {
     /// A replica is added or given up (R27). Before it is done the leader must be confirmed by a read
     /// index, and the step still be among [`Roll::replacements`] (R6).
     Replace(replace::Action),
+    /// A snapshot that nobody wants any more, or a volume that begins with one.
+    Snapshot(snapshot::Action),
     /// A learner may vote.
     Promote(NodeId),
 }

@@ -12,5 +12,6 @@ pub mod leader;
 pub mod liveness;
 pub mod pool;
 pub mod replace;
+pub mod snapshot;
 #[cfg(test)]
 mod testing;

@@ -4,13 +4,21 @@
 //! not mention may belong to a state that this node has not applied yet, or to metadata that were
 //! lost, and is left alone. Such an orphan that is empty and was never sealed (made from a state that
 //! was behind) is deleted once the leader has answered that there is no such replica.
+//!
+//! The same for snapshots of a replica: dropped where the record says so, and also where there is no
+//! record (of an attempt that was aborted, or of one that was deleted while this copy was made), once the
+//! leader has answered that there is none. One whose record is ready although this replica is no holder
+//! is kept: it is what the replica has to have before it joins the ISR.
 
 #[cfg(test)]
 mod tests;
 
-use metadata::{Lifecycle, ReplicaState, State};
+use metadata::{
+    Command, Lifecycle, Refused, Replica, ReplicaState, Snapshot, SnapshotState, State,
+};
+use std::collections::BTreeMap;
 use store::{Admin, ReplicaInfo};
-use types::{Epoch, Incarnation, NodeId, ReplicaId, VolumeId};
+use types::{Epoch, Incarnation, IsrVersion, NodeId, ReplicaId, SnapshotId, VolumeId};
 
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +45,27 @@ pub enum Task {
     Forget {
         replica: ReplicaId,
     },
+    DropSnapshot {
+        replica: ReplicaId,
+        snapshot: SnapshotId,
+        /// Its record says so; else only after [`Task::question`].
+        recorded: bool,
+    },
+    /// Its volume is deleted but for its snapshots.
+    Retire {
+        replica: ReplicaId,
+    },
+}
+
+/// What is to be told to Raft about a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// This.
+    Propose(Command),
+    /// Nothing: the pool itself shows that it is done.
+    Nothing,
+    /// It could not be done now.
+    NotDone,
 }
 
 impl Task {
@@ -48,17 +77,37 @@ impl Task {
             | Self::Resize { replica, .. }
             | Self::Delete { replica }
             | Self::Forget { replica }
-            | Self::Fail { replica, .. } => *replica,
+            | Self::Fail { replica, .. }
+            | Self::DropSnapshot { replica, .. }
+            | Self::Retire { replica } => *replica,
         }
     }
 
-    /// What Raft must have refused with `NoReplica` before the pool is asked: ids are never reused and
-    /// a record comes before its replica, so what has no record then will never have one.
+    /// What Raft must have [refused](Self::is_confirmed_by) before the pool is asked: ids are never
+    /// reused and a record comes before its replica or snapshot, so what has no record then will never
+    /// have one.
     #[must_use]
-    pub const fn question(&self) -> Option<metadata::Command> {
+    pub const fn question(&self) -> Option<Command> {
         match *self {
-            Self::Forget { replica } => Some(metadata::Command::ReplicaReady { replica }),
+            Self::Forget { replica } => Some(Command::ReplicaReady { replica }),
+            // No engine has epoch 0: it changes nothing, whatever the record says.
+            Self::DropSnapshot { snapshot, recorded: false, .. } => Some(Command::SnapshotTaken {
+                snapshot,
+                epoch: Epoch(0),
+                isr_version: IsrVersion(0),
+                holders: Vec::new(),
+            }),
             _ => None,
+        }
+    }
+
+    /// Whether this answer to the question says that there is no such thing.
+    #[must_use]
+    pub const fn is_confirmed_by(&self, refused: &Refused) -> bool {
+        match self {
+            Self::Forget { .. } => matches!(refused, Refused::NoReplica { .. }),
+            Self::DropSnapshot { .. } => matches!(refused, Refused::NoSnapshot { .. }),
+            _ => false,
         }
     }
 
@@ -73,16 +122,19 @@ impl Task {
             Self::Delete { replica } | Self::Forget { replica } => {
                 Some(Admin::DeleteReplica { replica })
             }
+            Self::DropSnapshot { replica, snapshot, .. } => {
+                Some(Admin::DropSnapshot { replica, snapshot })
+            }
+            Self::Retire { replica } => Some(Admin::RetireReplica { replica }),
             Self::Fail { .. } => None,
         }
     }
 
-    /// What the state is told when the pool answered; `None` if it could not be done now.
+    /// What the state is told when the pool answered.
     #[must_use]
-    pub fn report(&self, done: &Result<(), store::StoreError>) -> Option<metadata::Command> {
-        use metadata::Command;
+    pub fn report(&self, done: &Result<(), store::StoreError>) -> Report {
         let replica = self.replica();
-        Some(match (done, self) {
+        Report::Propose(match (done, self) {
             (Ok(()), Self::Create { .. }) => Command::ReplicaReady { replica },
             (Ok(()), Self::Resize { size, .. }) => Command::ReplicaResized { replica, size: *size },
             (Ok(()), Self::Delete { .. } | Self::Forget { .. }) => {
@@ -95,7 +147,11 @@ impl Task {
             (Err(error), Self::Create { .. }) => {
                 Command::ReplicaFailed { replica, reason: error.to_string() }
             }
-            (Err(_), _) => return None,
+            (Ok(()), Self::DropSnapshot { snapshot, recorded: true, .. }) => {
+                Command::SnapshotDropped { snapshot: *snapshot, replica }
+            }
+            (Ok(()), Self::DropSnapshot { .. } | Self::Retire { .. }) => return Report::Nothing,
+            (Err(_), _) => return Report::NotDone,
         })
     }
 }
@@ -123,6 +179,9 @@ pub fn plan(state: &State, here: NodeId, present: &[ReplicaInfo]) -> Vec<Task> {
                 fail("the pool holds another incarnation")
             }
             (ReplicaState::Ready, Some(ReplicaInfo { failed: Some(reason), .. })) => fail(reason),
+            (ReplicaState::Ready, Some(found)) if volume.lifecycle == Lifecycle::Retired => {
+                (!found.retired).then_some(Task::Retire { replica })
+            }
             (ReplicaState::Ready, Some(_)) => {
                 (record.size < size).then_some(Task::Resize { replica, size })
             }
@@ -133,7 +192,40 @@ pub fn plan(state: &State, here: NodeId, present: &[ReplicaInfo]) -> Vec<Task> {
     let empty = |found: &&ReplicaInfo| found.allocated == 0 && found.sealed == Epoch(0);
     let forget = |found: &ReplicaInfo| Task::Forget { replica: found.replica };
     let recorded = state.replicas_on(here).filter_map(task);
-    recorded.chain(orphans(state, present).filter(empty).map(forget)).collect()
+    recorded
+        .chain(drops(state, here, present))
+        .chain(orphans(state, present).filter(empty).map(forget))
+        .collect()
+}
+
+/// The snapshots that replicas on `here` are to drop; a replica that is deleted takes its own with it.
+fn drops<'a>(
+    state: &'a State,
+    here: NodeId,
+    present: &'a [ReplicaInfo],
+) -> impl Iterator<Item = Task> + 'a {
+    let mut deleting = BTreeMap::<VolumeId, Vec<&Snapshot>>::new();
+    for snapshot in state.snapshots.values().filter(|s| s.state == SnapshotState::Deleting) {
+        deleting.entry(snapshot.volume).or_default().push(snapshot);
+    }
+    let of = move |(volume, record): (&'a metadata::Volume, &'a Replica)| {
+        let replica = record.replica;
+        let found = present.iter().find(|found| found.replica == replica);
+        let there: &[SnapshotId] = found.map_or(&[], |found| &found.snapshots);
+        let named = deleting.get(&volume.volume).map_or(&[][..], Vec::as_slice).iter();
+        let named = named
+            .filter(|s| s.holders.contains(&replica) || there.contains(&s.snapshot))
+            .map(|s| Task::DropSnapshot { replica, snapshot: s.snapshot, recorded: true });
+        let unknown = there
+            .iter()
+            .filter(|snapshot| !state.snapshots.contains_key(*snapshot))
+            .map(|s| Task::DropSnapshot { replica, snapshot: *s, recorded: false });
+        named.chain(unknown).collect::<Vec<_>>()
+    };
+    let stays = |(volume, record): &(&metadata::Volume, &Replica)| {
+        volume.lifecycle != Lifecycle::Deleting && record.state != ReplicaState::Deleting
+    };
+    state.replicas_on(here).filter(stays).flat_map(of)
 }
 
 /// Replicas of a pool that the state does not mention.

@@ -165,8 +165,10 @@ impl<'s> View<'s> {
     }
 
     fn step(self, gone: &[NodeId], free: &Free) -> Option<Action> {
-        if self.volume.lifecycle != Lifecycle::Live {
-            return None;
+        match self.volume.lifecycle {
+            Lifecycle::Live => {}
+            Lifecycle::Retired => return self.give_up_snapshots(gone),
+            Lifecycle::Creating | Lifecycle::Filling | Lifecycle::Deleting => return None,
         }
         let staying = self.replicas().filter(|r| self.stays(r)).count();
         if staying >= self.volume.repl as usize {
@@ -225,6 +227,20 @@ impl<'s> View<'s> {
         };
         let Replica { replica, .. } = *self.replicas().filter(dispensable).min_by_key(order)?;
         Some(Action::Release { volume, replica, isr_version })
+    }
+
+    /// Nobody adds copies of the snapshots that a deleted volume left; one that failed or is gone is kept
+    /// while it may be the last.
+    fn give_up_snapshots(self, gone: &[NodeId]) -> Option<Action> {
+        let (volume, isr_version) = (self.volume.volume, self.volume.isr_version);
+        let useless = |r: &&Replica| match r.state {
+            ReplicaState::Failed => true,
+            ReplicaState::Ready => gone.contains(&r.node),
+            ReplicaState::Creating | ReplicaState::Deleting => false,
+        };
+        let spare = |r: &&Replica| self.state.only_holder(self.volume, r.replica).is_none();
+        let Replica { replica, .. } = *self.replicas().filter(useless).find(spare)?;
+        Some(Action::Remove { volume, replica, isr_version })
     }
 
     /// One replica after the other moves to a pool of the class that is wanted, if there is one.

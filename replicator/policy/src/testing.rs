@@ -5,7 +5,8 @@ use metadata::{
     Command, Done, Membership, NewReplica, NodeInfo, Outcome, PoolClass, PoolInfo, State,
 };
 use types::{
-    BootId, EngineInstance, Epoch, Incarnation, IsrVersion, NodeId, PoolId, ReplicaId, VolumeId,
+    BootId, EngineInstance, Epoch, Incarnation, IsrVersion, NodeId, PoolId, ReplicaId, SnapshotId,
+    VolumeId,
 };
 use uuid::Uuid;
 
@@ -20,6 +21,11 @@ pub(crate) fn replica(node: u64) -> ReplicaId {
 /// Its incarnation.
 pub(crate) fn incarnation(node: u64) -> Incarnation {
     Incarnation(Uuid::from_u128(0x200 + u128::from(node)))
+}
+
+/// A snapshot of [`VOLUME`].
+pub(crate) fn snapshot(number: u64) -> SnapshotId {
+    SnapshotId(Uuid::from_u128(0x600 + u128::from(number)))
 }
 
 pub(crate) fn info(node: u64) -> NodeInfo {
@@ -82,6 +88,7 @@ impl Cluster {
             class: None,
             fs_type: None,
             pinned: false,
+            source: None,
             replicas: nodes.iter().map(new).collect(),
         });
     }
@@ -100,12 +107,48 @@ impl Cluster {
         let (expected_epoch, isr_version) = (record.epoch, record.isr_version);
         let isr = record.isr.iter().copied().collect();
         let node = NodeId(node);
-        self.done(Command::BeginAttach { volume: VOLUME, node, instance: ENGINE, expected_epoch });
+        self.done(Command::BeginAttach {
+            volume: VOLUME,
+            node,
+            instance: ENGINE,
+            expected_epoch,
+            internal: false,
+        });
         let epoch = expected_epoch.next();
         let activate =
             Command::Activate { volume: VOLUME, epoch, instance: ENGINE, isr, isr_version };
         self.done(activate);
         epoch
+    }
+
+    /// Begins to take a snapshot of [`VOLUME`].
+    pub(crate) fn begin_snapshot(&mut self, number: u64, hidden: bool) {
+        self.done(Command::CreateSnapshot {
+            snapshot: snapshot(number),
+            name: format!("s{number}"),
+            volume: VOLUME,
+            created_unix_ms: 0,
+            hidden,
+        });
+    }
+
+    /// Takes a snapshot of [`VOLUME`], which is attached.
+    pub(crate) fn snapshot(&mut self, number: u64, hidden: bool) {
+        self.begin_snapshot(number, hidden);
+        let record = &self.state.volumes[&VOLUME];
+        let taken = Command::SnapshotTaken {
+            snapshot: snapshot(number),
+            epoch: record.epoch,
+            isr_version: record.isr_version,
+            holders: record.isr.iter().copied().collect(),
+        };
+        self.done(taken);
+    }
+
+    /// Detaches [`VOLUME`] cleanly.
+    pub(crate) fn detach(&mut self) {
+        let epoch = self.state.volumes[&VOLUME].epoch;
+        self.done(Command::Detach { volume: VOLUME, epoch, instance: ENGINE, clean: true });
     }
 
     pub(crate) fn isr_version(&self) -> IsrVersion {

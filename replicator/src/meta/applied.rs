@@ -13,7 +13,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
-use types::{NodeId, VolumeId, crc32c, crc32c_append};
+use types::{NodeId, SnapshotId, VolumeId, crc32c, crc32c_append};
 
 /// Where a bad one goes; an earlier bad one makes room for it.
 const SET_ASIDE: &str = "applied.set-aside";
@@ -65,6 +65,7 @@ fn key(changed: Changed) -> Vec<u8> {
     match changed {
         Changed::Node(NodeId(node)) => [b"n".as_slice(), &node.to_be_bytes()].concat(),
         Changed::Volume(VolumeId(volume)) => [b"v".as_slice(), volume.as_bytes()].concat(),
+        Changed::Snapshot(SnapshotId(snapshot)) => [b"s".as_slice(), snapshot.as_bytes()].concat(),
         Changed::Event(sequence) => [b"e".as_slice(), &sequence.to_be_bytes()].concat(),
     }
 }
@@ -162,6 +163,10 @@ impl SledApplied {
                     let volume: metadata::Volume = metadata::decode(value)?;
                     state.volumes.insert(volume.volume, volume);
                 }
+                Some(b's') => {
+                    let snapshot: metadata::Snapshot = metadata::decode(value)?;
+                    state.snapshots.insert(snapshot.snapshot, snapshot);
+                }
                 Some(b'e') => {
                     let event: metadata::Event = metadata::decode(value)?;
                     state.events.insert(event.sequence, event);
@@ -191,6 +196,9 @@ impl SledApplied {
         match changed {
             Changed::Node(node) => state.nodes.get(&node).map(metadata::encode).transpose(),
             Changed::Volume(volume) => state.volumes.get(&volume).map(metadata::encode).transpose(),
+            Changed::Snapshot(snapshot) => {
+                state.snapshots.get(&snapshot).map(metadata::encode).transpose()
+            }
             Changed::Event(event) => state.events.get(&event).map(metadata::encode).transpose(),
         }
     }
@@ -271,6 +279,7 @@ impl AppliedStore for SledApplied {
                 .keys()
                 .map(|node| Changed::Node(*node))
                 .chain(state.volumes.keys().map(|volume| Changed::Volume(*volume)))
+                .chain(state.snapshots.keys().map(|snapshot| Changed::Snapshot(*snapshot)))
                 .chain(state.events.keys().map(|event| Changed::Event(*event)))
                 .collect();
             store.commit(db, state, &all, batch)

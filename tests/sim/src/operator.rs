@@ -170,6 +170,7 @@ impl World {
             class: None,
             fs_type: None,
             pinned: false,
+            source: None,
             replicas,
         });
     }

@@ -9,7 +9,15 @@ use std::collections::BTreeSet;
 use types::plant::{Bug, planted};
 use types::{EngineInstance, Epoch, IsrVersion, NodeId, ReplicaId, VolumeId};
 
-fn wrong_state(found: &Volume, needed: &str) -> Refused {
+/// A wanted attachment.
+pub(super) struct Wanted {
+    pub node: NodeId,
+    pub instance: EngineInstance,
+    pub expected: Epoch,
+    pub internal: bool,
+}
+
+pub(super) fn wrong_state(found: &Volume, needed: &str) -> Refused {
     Refused::WrongState {
         volume: found.volume,
         found: found.attachment.as_str().into(),
@@ -30,10 +38,9 @@ impl Change {
         &mut self,
         state: &mut State,
         volume: VolumeId,
-        node: NodeId,
-        instance: EngineInstance,
-        expected: Epoch,
+        wanted: &Wanted,
     ) -> Outcome {
+        let Wanted { node, instance, expected, internal } = *wanted;
         let found = find(state, volume)?;
         if found.attachment == (Attachment::Attaching { node, instance })
             && found.epoch == expected.next()
@@ -46,8 +53,10 @@ impl Change {
             Some(NodeStatus::Lost) => return Err(Refused::NodeIsLost { node }),
             Some(NodeStatus::Up) => {}
         }
-        if found.lifecycle != Lifecycle::Live {
-            return Err(not_live(found));
+        match found.lifecycle {
+            Lifecycle::Live => {}
+            Lifecycle::Filling if internal => {}
+            _ => return Err(not_live(found)),
         }
         match found.attachment {
             Attachment::Attaching { node: holder, .. }
@@ -56,9 +65,21 @@ impl Change {
             {
                 return Err(if state.is_lost(holder) {
                     Refused::NeedsFence { volume, node: holder }
+                } else if found.internal {
+                    Refused::HeldInternally { volume, node: holder }
                 } else {
                     Refused::HeldBy { volume, node: holder }
                 });
+            }
+            // Not even from an engine of the same node, whose device may outlive it (R14).
+            Attachment::Attaching { .. } | Attachment::Attached { .. }
+                if internal && !found.internal =>
+            {
+                return Err(Refused::HeldBy { volume, node });
+            }
+            // A fence tells who has to move where: only the next user may end it.
+            Attachment::Fenced { .. } if internal && found.lifecycle == Lifecycle::Live => {
+                return Err(wrong_state(found, "detached"));
             }
             Attachment::Fenced { sealed: None, .. } => {
                 return Err(Refused::NeedsSeal { volume, epoch: found.epoch });
@@ -71,9 +92,11 @@ impl Change {
         let found = self.volume(state, volume)?;
         found.epoch = found.epoch.next();
         found.attachment = Attachment::Attaching { node, instance };
+        found.internal = internal;
         let outcome = granted(found);
         let about = Some((volume, found.epoch));
-        let message = format!("epoch {} granted", found.epoch);
+        let purpose = if internal { ", without a device" } else { "" };
+        let message = format!("epoch {} granted{purpose}", found.epoch);
         self.event(state, EventKind::Attaching, about, Some(node), message);
         outcome
     }
@@ -155,6 +178,7 @@ impl Change {
             found.clean = clean;
         }
         found.attachment = Attachment::Detached;
+        found.internal = false;
         let about = Some((volume, epoch));
         let message = if found.clean { "cleanly" } else { "not cleanly" };
         self.event(state, EventKind::Detached, about, node, message.into());
@@ -181,6 +205,7 @@ impl Change {
         let found = self.volume(state, volume)?;
         found.epoch = found.epoch.next();
         found.attachment = Attachment::Fenced { holder, sealed: None };
+        found.internal = false;
         let outcome = granted(found);
         let about = Some((volume, found.epoch));
         let message = format!("taken from lost node {holder} at epoch {}", found.epoch);
@@ -311,6 +336,7 @@ impl Change {
         let isr_version = found.isr_version;
         let message = format!("{add} joined, {} in sync", found.isr.len());
         self.event(state, EventKind::IsrGrown, Some((volume, epoch)), Some(node), message);
+        self.hold_all(state, volume, add);
         Ok(Done::Isr { isr_version })
     }
 }

@@ -4,6 +4,7 @@
 mod attach;
 mod node;
 mod replica;
+mod snapshot;
 mod volume;
 
 use crate::command::Command;
@@ -11,7 +12,7 @@ use crate::event::{Event, EventKind};
 use crate::outcome::{Done, Outcome, Refused};
 use crate::state::{EVENTS_KEPT, Membership, Node, State, Volume};
 use std::collections::BTreeSet;
-use types::{Epoch, NodeId, VolumeId};
+use types::{Epoch, NodeId, SnapshotId, VolumeId};
 
 /// A record of the state that an apply changed (or removed), for incremental persistence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,6 +21,8 @@ pub enum Changed {
     Node(NodeId),
     /// This volume.
     Volume(VolumeId),
+    /// This snapshot.
+    Snapshot(SnapshotId),
     /// This event, by sequence.
     Event(u64),
 }
@@ -81,6 +84,7 @@ impl Change {
                 class,
                 fs_type,
                 pinned,
+                source,
                 replicas,
             } => {
                 let wanted = volume::Wanted {
@@ -91,6 +95,7 @@ impl Change {
                     class: *class,
                     fs_type: *fs_type,
                     pinned: *pinned,
+                    source: *source,
                 };
                 self.create_volume(state, &wanted, replicas)
             }
@@ -117,8 +122,14 @@ impl Change {
             Command::ReplicaResized { replica, size } => {
                 self.replica_resized(state, *replica, *size)
             }
-            Command::BeginAttach { volume, node, instance, expected_epoch } => {
-                self.begin_attach(state, *volume, *node, *instance, *expected_epoch)
+            Command::BeginAttach { volume, node, instance, expected_epoch, internal } => {
+                let wanted = attach::Wanted {
+                    node: *node,
+                    instance: *instance,
+                    expected: *expected_epoch,
+                    internal: *internal,
+                };
+                self.begin_attach(state, *volume, &wanted)
             }
             Command::Activate { volume, epoch, instance, isr, isr_version } => {
                 self.activate(state, *volume, *epoch, *instance, isr, *isr_version)
@@ -138,6 +149,25 @@ impl Change {
             Command::GrowIsr { volume, epoch, isr_version, add } => {
                 self.grow_isr(state, *volume, *epoch, *isr_version, *add)
             }
+            Command::CreateSnapshot { snapshot, name, volume, created_unix_ms, hidden } => {
+                let wanted = snapshot::Wanted {
+                    snapshot: *snapshot,
+                    name,
+                    volume: *volume,
+                    created_unix_ms: *created_unix_ms,
+                    hidden: *hidden,
+                };
+                self.create_snapshot(state, &wanted)
+            }
+            Command::SnapshotTaken { snapshot, epoch, isr_version, holders } => {
+                self.snapshot_taken(state, *snapshot, *epoch, *isr_version, holders)
+            }
+            Command::AbortSnapshot { snapshot } => self.abort_snapshot(state, *snapshot),
+            Command::DeleteSnapshot { snapshot } => self.delete_snapshot(state, *snapshot),
+            Command::SnapshotDropped { snapshot, replica } => {
+                self.snapshot_dropped(state, *snapshot, *replica)
+            }
+            Command::Filled { volume, epoch } => self.filled(state, *volume, *epoch),
         }
     }
 

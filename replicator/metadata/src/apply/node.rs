@@ -4,8 +4,8 @@ use super::{Change, Changed, OK};
 use crate::command::NodeInfo;
 use crate::event::EventKind;
 use crate::outcome::{Outcome, Refused};
-use crate::state::{Lifecycle, Node, NodeStatus, State};
-use types::{BootId, EngineInstance, NodeId};
+use crate::state::{Node, NodeStatus, Replica, State};
+use types::{BootId, EngineInstance, NodeId, VolumeId};
 
 fn check_name(state: &State, node: NodeId, name: &str) -> Result<(), Refused> {
     if node.0 == 0 {
@@ -176,16 +176,19 @@ impl Change {
 
     /// What a node that never comes back was to delete.
     fn forget_deleting(&mut self, state: &mut State, node: NodeId) {
-        let changed = &mut self.changed;
-        state.volumes.retain(|id, volume| {
-            let before = volume.replicas.len();
-            volume.replicas.retain(|_, replica| replica.node != node);
-            if volume.replicas.len() == before {
-                return true;
+        let volumes: Vec<VolumeId> = state.volumes.keys().copied().collect();
+        for volume in volumes {
+            let Some(record) = state.volumes.get_mut(&volume) else { continue };
+            let there = |r: &&Replica| r.node == node;
+            let gone: Vec<_> = record.replicas.values().filter(there).map(|r| r.replica).collect();
+            if gone.is_empty() {
+                continue;
             }
-            changed.insert(Changed::Volume(*id));
-            !volume.replicas.is_empty() || volume.lifecycle != Lifecycle::Deleting
-        });
+            self.changed.insert(Changed::Volume(volume));
+            record.replicas.retain(|_, replica| replica.node != node);
+            self.forget_holders(state, volume, &gone);
+            self.forget_empty(state, volume);
+        }
     }
 
     pub(super) fn node_lost(&mut self, state: &mut State, node: NodeId) -> Outcome {

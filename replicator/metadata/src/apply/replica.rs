@@ -166,6 +166,7 @@ impl Change {
             found.isr.len()
         );
         self.event(state, EventKind::ReplicaRemoved, about, Some(node), message);
+        self.forget_holders(state, volume, &[replica]);
         self.settle_expansion(state, volume);
         OK
     }
@@ -189,6 +190,11 @@ impl Change {
         if found.isr_version != isr_version {
             return Err(Refused::IsrChanged { volume, current: found.isr_version });
         }
+        if found.lifecycle == Lifecycle::Retired
+            && let Some(snapshot) = state.only_holder(found, replica)
+        {
+            return Err(Refused::LastHolder { replica, snapshot });
+        }
         let found = self.volume(state, volume)?;
         let about = Some((volume, found.epoch));
         if let Some(entry) = found.replicas.get_mut(&replica) {
@@ -197,6 +203,7 @@ impl Change {
             let message = format!("replica {replica} is given up; its node deletes it");
             self.event(state, EventKind::ReplicaRemoved, about, Some(node), message);
         }
+        self.forget_holders(state, volume, &[replica]);
         OK
     }
 }

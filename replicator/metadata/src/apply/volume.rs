@@ -6,7 +6,8 @@ use crate::event::EventKind;
 use crate::outcome::{Done, Outcome, Refused};
 use crate::placement;
 use crate::state::{
-    Attachment, FsType, Lifecycle, PoolClass, Replica, ReplicaState, State, Volume,
+    Attachment, FsType, Lifecycle, PoolClass, Replica, ReplicaState, Snapshot, SnapshotState,
+    Source, State, Volume,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use types::{Epoch, IsrVersion, MAX_VOLUME, REGION, ReplicaId, VolumeId};
@@ -20,10 +21,20 @@ pub(super) struct Wanted<'a> {
     pub class: Option<PoolClass>,
     pub fs_type: Option<FsType>,
     pub pinned: bool,
+    pub source: Option<Source>,
 }
 
 pub(super) fn invalid(field: &str, value: impl ToString, accepted: impl Into<String>) -> Refused {
     Refused::Invalid { field: field.into(), value: value.to_string(), accepted: accepted.into() }
+}
+
+/// For names of volumes and snapshots.
+pub(super) fn check_name(name: &str) -> Result<(), Refused> {
+    if name.is_empty() || name.len() > 128 || name.chars().any(char::is_control) {
+        let shown: String = name.chars().take(64).collect();
+        return Err(invalid("name", shown, "1 to 128 printable bytes"));
+    }
+    Ok(())
 }
 
 fn check_size(size: u64) -> Result<(), Refused> {
@@ -36,11 +47,7 @@ fn check_size(size: u64) -> Result<(), Refused> {
 
 impl Wanted<'_> {
     fn check(&self) -> Result<(), Refused> {
-        let name = self.name;
-        if name.is_empty() || name.len() > 128 || name.chars().any(char::is_control) {
-            let shown: String = name.chars().take(64).collect();
-            return Err(invalid("name", shown, "1 to 128 printable bytes"));
-        }
+        check_name(self.name)?;
         if !(1..=3).contains(&self.repl) {
             return Err(invalid("repl", self.repl, "1, 2 or 3"));
         }
@@ -74,7 +81,33 @@ impl Wanted<'_> {
             let placement = |pinned| if pinned { "local" } else { "anywhere" }.to_owned();
             return Err(conflict("placement", placement(existing.pinned), placement(self.pinned)));
         }
+        let same = match (self.source, existing.source) {
+            (Some(wanted), Some(existing)) => wanted.same_wish(&existing),
+            (wanted, existing) => wanted == existing,
+        };
+        if !same {
+            return Err(conflict("source", word(existing.source), word(self.source)));
+        }
         Ok(())
+    }
+
+    /// Whether the source is there and fits.
+    fn check_source(&self, state: &State) -> Result<(), Refused> {
+        let Some(source) = self.source else { return Ok(()) };
+        let snapshot = source.snapshot();
+        match state.snapshots.get(&snapshot) {
+            Some(found) if found.state == SnapshotState::Creating => {
+                Err(Refused::Taking { snapshot, volume: found.volume })
+            }
+            Some(found) if found.state == SnapshotState::Ready => {
+                if self.size < found.size {
+                    let (size, source_size) = (self.size, found.size);
+                    return Err(Refused::SmallerThanSource { size, source_size });
+                }
+                Ok(())
+            }
+            _ => Err(Refused::NoSnapshot { snapshot }),
+        }
     }
 }
 
@@ -115,6 +148,7 @@ impl Change {
         if state.volumes.contains_key(&volume) {
             return Err(Refused::IdReused { what: "volume id".into(), id: volume.to_string() });
         }
+        wanted.check_source(state)?;
         if replicas.len() != wanted.repl as usize {
             return Err(invalid("replicas", replicas.len(), format!("{} of them", wanted.repl)));
         }
@@ -152,6 +186,7 @@ impl Change {
                 class: wanted.class,
                 fs_type: wanted.fs_type,
                 pinned: wanted.pinned,
+                source: wanted.source,
                 lifecycle: Lifecycle::Creating,
                 epoch: Epoch(0),
                 // All replicas start as zeros: identical.
@@ -159,6 +194,7 @@ impl Change {
                 isr_version: IsrVersion(1),
                 replicas: map,
                 attachment: Attachment::Detached,
+                internal: false,
                 clean: true,
             },
         );
@@ -195,9 +231,18 @@ impl Change {
         }
         let all_ready = found.replicas.values().all(|r| r.state == ReplicaState::Ready);
         if found.lifecycle == Lifecycle::Creating && all_ready {
-            found.lifecycle = Lifecycle::Live;
             let about = Some((volume, found.epoch));
-            self.event(state, EventKind::VolumeReady, about, None, "all replicas exist".into());
+            let message = match found.source {
+                None => {
+                    found.lifecycle = Lifecycle::Live;
+                    "all replicas exist".to_owned()
+                }
+                Some(source) => {
+                    found.lifecycle = Lifecycle::Filling;
+                    format!("all replicas exist; to be filled from {source}")
+                }
+            };
+            self.event(state, EventKind::VolumeReady, about, None, message);
         }
         OK
     }
@@ -237,29 +282,48 @@ impl Change {
         };
         let remaining =
             Done::Deleting { remaining: u32::try_from(found.replicas.len()).unwrap_or(u32::MAX) };
-        if found.lifecycle == Lifecycle::Deleting {
-            return Ok(remaining);
+        match found.lifecycle {
+            Lifecycle::Deleting => return Ok(remaining),
+            Lifecycle::Retired => return Ok(Done::Deleting { remaining: 0 }),
+            Lifecycle::Creating | Lifecycle::Filling | Lifecycle::Live => {}
         }
-        let lost_holder = match found.attachment.holder() {
-            Some(node) if !state.is_lost(node) => return Err(Refused::HeldBy { volume, node }),
+        // Nobody uses a volume that is being filled: its epoch is taken away like a lost node's.
+        let filling = found.lifecycle == Lifecycle::Filling;
+        let taken_away = match found.attachment.holder() {
+            Some(node) if !filling && !state.is_lost(node) => {
+                return Err(if found.internal {
+                    Refused::HeldInternally { volume, node }
+                } else {
+                    Refused::HeldBy { volume, node }
+                });
+            }
             holder => holder.is_some(),
         };
+        let taking = |s: &&Snapshot| s.state == SnapshotState::Creating;
+        if let Some(Snapshot { snapshot, .. }) = state.snapshots_of(volume).find(taking) {
+            return Err(Refused::Taking { snapshot: *snapshot, volume });
+        }
         let found = self.volume(state, volume)?;
-        found.lifecycle = Lifecycle::Deleting;
-        if lost_holder {
+        found.lifecycle = Lifecycle::Retired;
+        if taken_away {
             found.epoch = found.epoch.next();
         }
         found.attachment = Attachment::Detached;
+        found.internal = false;
         found.expanding = None;
         found.isr = BTreeSet::new();
         found.isr_version.0 += 1;
-        for replica in found.replicas.values_mut() {
-            replica.state = ReplicaState::Deleting;
-        }
         let about = Some((volume, found.epoch));
-        let message = format!("volume {:?} is being deleted", found.name);
-        self.event(state, EventKind::VolumeDeleted, about, None, message);
-        Ok(remaining)
+        let name = found.name.clone();
+        self.settle_retired(state, volume);
+        if find(state, volume)?.lifecycle == Lifecycle::Deleting {
+            let message = format!("volume {name:?} is being deleted");
+            self.event(state, EventKind::VolumeDeleted, about, None, message);
+            return Ok(remaining);
+        }
+        let message = format!("volume {name:?} is deleted but for its snapshots");
+        self.event(state, EventKind::VolumeRetired, about, None, message);
+        Ok(Done::Deleting { remaining: 0 })
     }
 
     pub(super) fn replica_deleted(&mut self, state: &mut State, replica: ReplicaId) -> Outcome {
@@ -274,10 +338,18 @@ impl Change {
             }
         }
         found.replicas.remove(&replica);
-        if found.replicas.is_empty() && found.lifecycle == Lifecycle::Deleting {
-            state.volumes.remove(&volume);
-        }
+        self.forget_holders(state, volume, &[replica]);
+        self.forget_empty(state, volume);
         OK
+    }
+
+    /// Ends the record of a volume that is being deleted, once its last replica is gone.
+    pub(super) fn forget_empty(&mut self, state: &mut State, volume: VolumeId) {
+        let gone = |v: &Volume| v.replicas.is_empty() && v.lifecycle == Lifecycle::Deleting;
+        if state.volumes.get(&volume).is_some_and(gone) {
+            state.volumes.remove(&volume);
+            self.changed.insert(Changed::Volume(volume));
+        }
     }
 
     pub(super) fn expand_begin(
@@ -350,6 +422,8 @@ fn sizes(state: &State, volume: VolumeId) -> Outcome {
 pub(super) fn not_live(found: &Volume) -> Refused {
     match found.lifecycle {
         Lifecycle::Deleting => Refused::Deleting { volume: found.volume },
+        Lifecycle::Retired => Refused::NoVolume { volume: found.volume },
+        Lifecycle::Filling => Refused::Filling { volume: found.volume },
         Lifecycle::Creating | Lifecycle::Live => Refused::Creating { volume: found.volume },
     }
 }

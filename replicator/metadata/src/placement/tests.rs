@@ -43,6 +43,7 @@ fn fill(state: &mut State, node: u64, gib: u64) {
         class: None,
         fs_type: None,
         pinned: false,
+        source: None,
         replicas: vec![replica],
     };
     state.apply(state.applied + 1, 1, &command).outcome.unwrap();

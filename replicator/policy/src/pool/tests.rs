@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::testing::{Cluster, VOLUME, incarnation, replica};
+use crate::testing::{Cluster, VOLUME, incarnation, replica, snapshot};
 use metadata::Command;
 use types::{Epoch, Tag};
 
@@ -18,6 +18,8 @@ fn present() -> ReplicaInfo {
         last_sealed: Tag::default(),
         clean: true,
         failed: None,
+        snapshots: Vec::new(),
+        retired: false,
     }
 }
 
@@ -103,4 +105,84 @@ fn a_failed_replica_is_kept() {
     let reason = "EIO".to_owned();
     cluster.done(Command::ReplicaFailed { replica: replica(1), reason });
     assert_eq!(plan(&cluster.state, HERE, &[present()]), []);
+}
+
+/// [`VOLUME`] on nodes 1 and 2 with snapshots 1 and 2, and what node 1 has of it.
+fn with_snapshots() -> (Cluster, ReplicaInfo) {
+    let mut cluster = Cluster::new();
+    cluster.volume(&[1, 2]);
+    cluster.attach(1);
+    cluster.snapshot(1, false);
+    cluster.snapshot(2, false);
+    (cluster, ReplicaInfo { snapshots: vec![snapshot(1), snapshot(2)], ..present() })
+}
+
+#[test]
+fn a_deleted_snapshot_is_dropped_where_it_is() {
+    let (mut cluster, found) = with_snapshots();
+    let here = |cluster: &Cluster, found: &ReplicaInfo| {
+        plan(&cluster.state, HERE, std::slice::from_ref(found))
+    };
+    assert_eq!(here(&cluster, &found), []);
+    cluster.done(Command::DeleteSnapshot { snapshot: snapshot(1) });
+    let drop = Task::DropSnapshot { replica: replica(1), snapshot: snapshot(1), recorded: true };
+    assert_eq!(here(&cluster, &found), std::slice::from_ref(&drop));
+    assert_eq!(here(&cluster, &present()), std::slice::from_ref(&drop), "the report is still due");
+    assert_eq!(drop.question(), None);
+    let Report::Propose(report) = drop.report(&Ok(())) else { panic!("it is to be reported") };
+    cluster.done(report);
+    assert_eq!(cluster.state.snapshots[&snapshot(1)].holders, [replica(2)].into());
+}
+
+#[test]
+fn a_snapshot_without_a_record_is_dropped_once_raft_says_that_there_is_none() {
+    let (mut cluster, found) = with_snapshots();
+    let found = ReplicaInfo { snapshots: vec![snapshot(1), snapshot(9)], ..found };
+    let tasks = |cluster: &Cluster| plan(&cluster.state, HERE, std::slice::from_ref(&found));
+    let unknown =
+        Task::DropSnapshot { replica: replica(1), snapshot: snapshot(9), recorded: false };
+    assert_eq!(tasks(&cluster), std::slice::from_ref(&unknown));
+    let answer = cluster.apply(unknown.question().unwrap()).unwrap_err();
+    assert!(unknown.is_confirmed_by(&answer), "{answer}");
+    assert_eq!(unknown.report(&Ok(())), Report::Nothing);
+    // The state of this node was behind: it is being taken, or ready.
+    cluster.begin_snapshot(9, false);
+    let answer = cluster.apply(unknown.question().unwrap()).unwrap_err();
+    assert!(!unknown.is_confirmed_by(&answer), "{answer}");
+    assert_eq!(tasks(&cluster), []);
+    let known = Task::DropSnapshot { replica: replica(1), snapshot: snapshot(1), recorded: false };
+    let before = cluster.state.snapshots.clone();
+    cluster.done(known.question().unwrap());
+    assert_eq!(cluster.state.snapshots, before, "the question changes nothing");
+}
+
+#[test]
+fn what_a_returning_replica_must_have_is_kept() {
+    let (mut cluster, found) = with_snapshots();
+    let (epoch, isr_version) = (Epoch(1), cluster.isr_version());
+    let remove = vec![replica(1)];
+    cluster.done(Command::ShrinkIsr { volume: VOLUME, epoch, isr_version, remove });
+    cluster.snapshot(3, false);
+    assert!(!cluster.state.snapshots[&snapshot(3)].holders.contains(&replica(1)));
+    let found = ReplicaInfo { snapshots: vec![snapshot(3)], ..found };
+    assert_eq!(plan(&cluster.state, HERE, &[found]), []);
+}
+
+#[test]
+fn a_replica_of_a_deleted_volume_is_emptied_but_for_its_snapshots() {
+    let (mut cluster, found) = with_snapshots();
+    cluster.detach();
+    cluster.done(Command::DeleteVolume { volume: VOLUME });
+    let here = |cluster: &Cluster, found: &ReplicaInfo| {
+        plan(&cluster.state, HERE, std::slice::from_ref(found))
+    };
+    assert_eq!(here(&cluster, &found), [Task::Retire { replica: replica(1) }]);
+    let found = ReplicaInfo { retired: true, ..found };
+    assert_eq!(here(&cluster, &found), []);
+    cluster.done(Command::DeleteSnapshot { snapshot: snapshot(1) });
+    let snapshot = snapshot(1);
+    let drop = Task::DropSnapshot { replica: replica(1), snapshot, recorded: true };
+    assert_eq!(here(&cluster, &found), [drop]);
+    cluster.done(Command::DeleteSnapshot { snapshot: crate::testing::snapshot(2) });
+    assert_eq!(here(&cluster, &found), [Task::Delete { replica: replica(1) }], "with all it has");
 }

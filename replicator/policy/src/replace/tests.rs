@@ -362,3 +362,30 @@ fn a_replacement_goes_to_a_zone_without_a_copy() {
     cluster.shrink(2);
     assert_eq!(cluster.next(&[]), "add on 4", "not on 3, which stands beside 1");
 }
+
+#[test]
+fn a_copy_of_a_deleted_volumes_snapshots_is_given_up_if_another_has_them() {
+    let retired = || {
+        let mut cluster = Cluster::new();
+        cluster.volume(&[1, 2]);
+        cluster.attach(1);
+        cluster.snapshot(1, false);
+        cluster.detach();
+        cluster.done(Command::DeleteVolume { volume: VOLUME });
+        cluster
+    };
+    let remove = |cluster: &Cluster, node| {
+        let isr_version = cluster.isr_version();
+        [Action::Remove { volume: VOLUME, replica: replica(node), isr_version }]
+    };
+    let mut cluster = retired();
+    assert_eq!(plan(&cluster.state, &[], &Free::new()), []);
+    cluster.done(Command::NodeLost { node: NodeId(2) });
+    assert_eq!(plan(&cluster.state, &[], &Free::new()), [], "it may come back");
+    assert_eq!(plan(&cluster.state, &[NodeId(2)], &Free::new()), remove(&cluster, 2));
+    cluster.done(Command::ReplicaFailed { replica: replica(1), reason: "EIO".to_owned() });
+    assert_eq!(plan(&cluster.state, &[NodeId(2)], &Free::new()), [], "the last ones are kept");
+    let mut cluster = retired();
+    cluster.done(Command::ReplicaFailed { replica: replica(1), reason: "EIO".to_owned() });
+    assert_eq!(plan(&cluster.state, &[], &Free::new()), remove(&cluster, 1));
+}

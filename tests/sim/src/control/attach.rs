@@ -213,7 +213,8 @@ impl World {
             return self.give_up(n, volume);
         }
         let expected_epoch = state.volumes.get(&volume).map_or(Epoch(0), |record| record.epoch);
-        let begin = Command::BeginAttach { volume, node: here, instance, expected_epoch };
+        let begin =
+            Command::BeginAttach { volume, node: here, instance, expected_epoch, internal: false };
         self.propose(n, begin, COMMAND, After::Begin { volume });
     }
 

@@ -121,6 +121,10 @@ impl World {
             Step::Fencing(Action::Seal { volume, epoch, candidates }) => {
                 self.seal_one(n, volume, epoch, candidates);
             }
+            Step::Snapshot(action) => match action.command() {
+                Some(command) => self.step_command(n, key, command),
+                None => self.end_step(n, key, Ended::Again),
+            },
             Step::Promote(learner) => {
                 let Some(control) = self.control(n) else { return };
                 let ticket = control.number();

@@ -4,8 +4,8 @@ use super::Ended;
 use super::propose::{After, is_done};
 use crate::world::World;
 use core::time::Duration;
-use metadata::{Outcome, Refused};
-use policy::pool::{Task, plan};
+use metadata::Outcome;
+use policy::pool::{Report, Task, plan};
 use store::StoreError;
 use types::ReplicaId;
 
@@ -42,8 +42,9 @@ impl World {
     pub(crate) fn pool_task_done(&mut self, n: usize, task: Task, done: &Result<(), StoreError>) {
         let replica = task.replica();
         match task.report(done) {
-            Some(report) => self.propose(n, report, REPORT, After::Pool(replica)),
-            None => self.pool_step_ended(n, replica, Ended::Refused),
+            Report::Propose(report) => self.propose(n, report, REPORT, After::Pool(replica)),
+            Report::Nothing => self.pool_step_ended(n, replica, Ended::Done),
+            Report::NotDone => self.pool_step_ended(n, replica, Ended::Refused),
         }
     }
 
@@ -64,7 +65,7 @@ impl World {
     /// The leader answered whether there is such a replica.
     pub(crate) fn pool_answered(&mut self, n: usize, task: Task, outcome: &Option<Outcome>) {
         match outcome {
-            Some(Err(Refused::NoReplica { .. })) => self.pool_admin(n, task),
+            Some(Err(refused)) if task.is_confirmed_by(refused) => self.pool_admin(n, task),
             Some(_) => self.pool_step_ended(n, task.replica(), Ended::Done),
             None => self.pool_step_ended(n, task.replica(), Ended::Again),
         }

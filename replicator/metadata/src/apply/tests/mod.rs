@@ -4,6 +4,7 @@
 mod attach;
 mod nodes;
 mod replicas;
+mod snapshots;
 mod story;
 mod volumes;
 

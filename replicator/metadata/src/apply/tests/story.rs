@@ -5,15 +5,17 @@
 //! lost N | up N | register N | remove N
 //! create NAME [KEY=VALUE ...] | ready R | failed R | add R | remove-replica R
 //! delete | deleted R | expand MIB | resized R MIB
-//! begin N | activate RR | detach clean|dirty | fence | sealed R | shrink RR | grow R
+//! begin N [internal] | activate RR | detach clean|dirty | fence | sealed R | shrink RR | grow R
+//! snap S [as=NAME] [hidden] | taken S RR | abort S | unsnap S | dropped S R | filled
 //! ```
-//! `@E`, `vV` and `iI` give an epoch, an ISR version or an engine other than the current one. Each
-//! step but the last must succeed.
+//! `@E`, `vV` and `iI` give an epoch, an ISR version or an engine other than the current one, `#ID` another
+//! volume. Each step but the last must succeed.
 
 use crate::*;
 use std::collections::BTreeMap;
 use types::{
-    BootId, EngineInstance, Epoch, Incarnation, IsrVersion, NodeId, PoolId, ReplicaId, VolumeId,
+    BootId, EngineInstance, Epoch, Incarnation, IsrVersion, NodeId, PoolId, ReplicaId, SnapshotId,
+    VolumeId,
 };
 use uuid::Uuid;
 
@@ -21,6 +23,10 @@ pub(super) const VOLUME: VolumeId = VolumeId(Uuid::from_u128(0xF00));
 
 pub(super) fn replica(name: char) -> ReplicaId {
     ReplicaId(Uuid::from_u128(u128::from(u32::from(name))))
+}
+
+pub(super) fn snapshot(name: &str) -> SnapshotId {
+    SnapshotId(Uuid::from_u128(u128::from(u32::from(name.chars().next().unwrap())) << 16))
 }
 
 fn replicas(names: &str) -> Vec<ReplicaId> {
@@ -59,8 +65,11 @@ pub(super) struct Story {
 pub(super) fn word(outcome: &Outcome) -> String {
     match outcome {
         Ok(Done::Ok) => "Ok".into(),
-        Ok(Done::Volume { existing: true, .. }) => "Existing".into(),
+        Ok(Done::Volume { existing: true, .. } | Done::Snapshot { existing: true, .. }) => {
+            "Existing".into()
+        }
         Ok(Done::Volume { existing: false, .. }) => "Created".into(),
+        Ok(Done::Snapshot { existing: false, .. }) => "Begun".into(),
         Ok(Done::Deleting { remaining }) => format!("Deleting {remaining}"),
         Ok(Done::Epoch { epoch, clean }) => {
             format!("Epoch {epoch} {}", if *clean { "clean" } else { "dirty" })
@@ -120,13 +129,42 @@ impl Story {
         } else {
             self.check_changed(&before, &applied);
         }
-        for volume in self.state.volumes.values() {
-            let live = volume.lifecycle != Lifecycle::Deleting;
-            assert!(!live || !volume.isr.is_empty(), "R4: the ISR is never empty");
-            assert!(volume.isr.iter().all(|id| volume.replicas.contains_key(id)));
-        }
+        self.check_invariants();
         self.events.extend(applied.events.iter().map(|event| event.kind.as_str()));
         applied.outcome
+    }
+
+    fn check_invariants(&self) {
+        for volume in self.state.volumes.values() {
+            let live = !volume.is_deleted();
+            assert!(!live || !volume.isr.is_empty(), "R4: the ISR is never empty");
+            assert!(volume.isr.iter().all(|id| volume.replicas.contains_key(id)));
+            let retired = volume.lifecycle == Lifecycle::Retired;
+            let ready = |s: &&Snapshot| s.state == SnapshotState::Ready;
+            let mut kept = self.state.snapshots_of(volume.volume).filter(ready).peekable();
+            assert!(!retired || kept.peek().is_some(), "nothing keeps a retired volume");
+            for snapshot in kept {
+                assert!(
+                    volume.isr.is_subset(&snapshot.holders),
+                    "who is in sync has every snapshot"
+                );
+            }
+            assert!(volume.attachment.holder().is_some() || !volume.internal);
+        }
+        for snapshot in self.state.snapshots.values() {
+            let volume = self.state.volumes.get(&snapshot.volume).expect("its volume's record");
+            let taking = snapshot.state == SnapshotState::Creating;
+            assert_eq!(snapshot.holders.is_empty(), taking, "{snapshot:?}");
+            assert!(snapshot.holders.iter().all(|id| volume.replicas.contains_key(id)));
+            assert!(!taking || volume.lifecycle == Lifecycle::Live, "{snapshot:?}");
+        }
+        for volume in self.state.volumes.values() {
+            let unfilled = matches!(volume.lifecycle, Lifecycle::Creating | Lifecycle::Filling);
+            let Some(source) = volume.source.filter(|_| unfilled) else { continue };
+            // It may be lost with its last replica, but nobody deletes it.
+            let source = self.state.snapshots.get(&source.snapshot());
+            assert!(source.is_none_or(|source| source.state == SnapshotState::Ready));
+        }
     }
 
     /// Persistence relies on `changed`.
@@ -134,12 +172,15 @@ impl Story {
         let differs = |changed: &Changed| match changed {
             Changed::Node(id) => before.nodes.get(id) != self.state.nodes.get(id),
             Changed::Volume(id) => before.volumes.get(id) != self.state.volumes.get(id),
+            Changed::Snapshot(id) => before.snapshots.get(id) != self.state.snapshots.get(id),
             Changed::Event(id) => before.events.get(id) != self.state.events.get(id),
         };
         let all = |state: &State| -> Vec<Changed> {
             let nodes = state.nodes.keys().map(|id| Changed::Node(*id));
             let volumes = state.volumes.keys().map(|id| Changed::Volume(*id));
-            nodes.chain(volumes).chain(state.events.keys().map(|id| Changed::Event(*id))).collect()
+            let snapshots = state.snapshots.keys().map(|id| Changed::Snapshot(*id));
+            let events = state.events.keys().map(|id| Changed::Event(*id));
+            nodes.chain(volumes).chain(snapshots).chain(events).collect()
         };
         for changed in all(before).iter().chain(&all(&self.state)) {
             assert!(
@@ -155,7 +196,9 @@ impl Story {
     }
 
     fn parse(&self, step: &str) -> Command {
-        let volume = VOLUME;
+        let other = step.split_whitespace().find_map(|word| word.strip_prefix('#'));
+        let volume =
+            other.map_or(VOLUME, |id| VolumeId(Uuid::from_u128(id.parse::<u128>().unwrap())));
         let known = self.state.volumes.get(&volume);
         let mut epoch = known.map_or(Epoch(0), |v| v.epoch);
         let mut isr_version = known.map_or(IsrVersion(0), |v| v.isr_version);
@@ -164,6 +207,7 @@ impl Story {
         for text in step.split_whitespace() {
             let rest = || text[1..].parse::<u64>();
             match text.as_bytes()[0] {
+                b'#' => {}
                 b'@' => epoch = Epoch(rest().unwrap()),
                 b'v' if rest().is_ok() => isr_version = IsrVersion(rest().unwrap()),
                 b'i' if rest().is_ok() => {
@@ -215,7 +259,9 @@ impl Story {
                 let own = EngineInstance(Uuid::from_u128(node().0.into()));
                 let given = step.split_whitespace().any(|w| w.starts_with('i'));
                 let instance = if given { holder } else { own };
-                Command::BeginAttach { volume, node: node(), instance, expected_epoch: epoch }
+                let internal = words.contains(&"internal");
+                let expected_epoch = epoch;
+                Command::BeginAttach { volume, node: node(), instance, expected_epoch, internal }
             }
             "activate" => Command::Activate {
                 volume,
@@ -234,6 +280,29 @@ impl Story {
                 Command::ShrinkIsr { volume, epoch, isr_version, remove: replicas(argument(1)) }
             }
             "grow" => Command::GrowIsr { volume, epoch, isr_version, add: replica() },
+            "snap" => {
+                let named = words.iter().find_map(|word| word.strip_prefix("as="));
+                Command::CreateSnapshot {
+                    snapshot: snapshot(argument(1)),
+                    name: named.unwrap_or(argument(1)).replace("<empty>", ""),
+                    volume,
+                    created_unix_ms: 1_700_000_000_000,
+                    hidden: words.contains(&"hidden"),
+                }
+            }
+            "taken" => Command::SnapshotTaken {
+                snapshot: snapshot(argument(1)),
+                epoch,
+                isr_version,
+                holders: replicas(argument(2)),
+            },
+            "abort" => Command::AbortSnapshot { snapshot: snapshot(argument(1)) },
+            "unsnap" => Command::DeleteSnapshot { snapshot: snapshot(argument(1)) },
+            "dropped" => Command::SnapshotDropped {
+                snapshot: snapshot(argument(1)),
+                replica: self::replica(argument(2).chars().next().unwrap()),
+            },
+            "filled" => Command::Filled { volume, epoch },
             other => panic!("no step {other:?}"),
         }
     }
@@ -251,6 +320,11 @@ fn create(words: &[&str]) -> Command {
         class: PoolClass::parse_optional(&get("class", "")).unwrap(),
         fs_type: FsType::parse_optional(&get("fs", "ext4")).unwrap(),
         pinned: false,
+        source: match (pairs.get("source"), pairs.get("clone")) {
+            (Some(name), _) => Some(Source::Snapshot(snapshot(name))),
+            (_, Some(name)) => Some(Source::Clone { volume: VOLUME, snapshot: snapshot(name) }),
+            _ => None,
+        },
         replicas: get("on", "ab").chars().filter(|c| *c != '-').map(new_replica).collect(),
     }
 }

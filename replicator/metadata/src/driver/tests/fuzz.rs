@@ -8,7 +8,8 @@ use raft::prelude::{ConfChange, Entry, Message, MessageType, Snapshot};
 use raft_prost::Message as _;
 use std::cell::RefCell;
 use types::{
-    BootId, EngineInstance, Epoch, Incarnation, IsrVersion, NodeId, PoolId, ReplicaId, VolumeId,
+    BootId, EngineInstance, Epoch, Incarnation, IsrVersion, NodeId, PoolId, ReplicaId, SnapshotId,
+    VolumeId,
 };
 use uuid::Uuid;
 
@@ -27,6 +28,7 @@ fn commands() -> Vec<Command> {
     let (volume, instance) = (VOLUME, EngineInstance(Uuid::from_u128(8)));
     let (epoch, expected_epoch, isr_version) = (Epoch(1), Epoch(0), IsrVersion(0));
     let (one, two) = (replica(1).replica, replica(2).replica);
+    let snapshot = SnapshotId(Uuid::from_u128(5));
     let node = |node: u64| {
         Command::RegisterNode(NodeInfo {
             node: NodeId(node),
@@ -54,11 +56,12 @@ fn commands() -> Vec<Command> {
             class: None,
             fs_type: Some(FsType::Ext4),
             pinned: false,
+            source: None,
             replicas: vec![replica(1), replica(2)],
         },
         Command::ReplicaReady { replica: one },
         Command::ReplicaReady { replica: two },
-        Command::BeginAttach { volume, node: NodeId(1), instance, expected_epoch },
+        Command::BeginAttach { volume, node: NodeId(1), instance, expected_epoch, internal: false },
         Command::Activate { volume, epoch, instance, isr: vec![one, two], isr_version },
         Command::ShrinkIsr { volume, epoch, isr_version: IsrVersion(1), remove: vec![two] },
         Command::GrowIsr { volume, epoch, isr_version: IsrVersion(2), add: two },
@@ -75,6 +78,18 @@ fn commands() -> Vec<Command> {
         Command::ModifyVolume { volume, repl: Some(1), class: Some(None) },
         Command::MoveReplica { volume, from: two, to: replica(3) },
         Command::ReleaseReplica { volume, replica: two, isr_version: IsrVersion(3) },
+        Command::CreateSnapshot {
+            snapshot,
+            name: "backup".into(),
+            volume,
+            created_unix_ms: 1,
+            hidden: false,
+        },
+        Command::SnapshotTaken { snapshot, epoch: Epoch(3), isr_version, holders: vec![one] },
+        Command::AbortSnapshot { snapshot },
+        Command::Filled { volume, epoch: Epoch(3) },
+        Command::DeleteSnapshot { snapshot },
+        Command::SnapshotDropped { snapshot, replica: one },
         Command::DeleteVolume { volume },
         Command::ReplicaDeleted { replica: one },
         Command::RemoveNode { node: NodeId(3) },
@@ -107,7 +122,7 @@ fn commands_applied() {
         longest: 2000,
         repair: &|bytes| {
             if let Some(version) = bytes.first_mut() {
-                *version = 1;
+                *version = encode(&()).unwrap()[0];
             }
         },
         decode: &|bytes| {
@@ -139,7 +154,7 @@ fn snapshots_and_log_records() {
         longest: 4000,
         repair: &|bytes| {
             if let Some(version) = bytes.first_mut() {
-                *version = 1;
+                *version = encode(&()).unwrap()[0];
             }
         },
         decode: &|bytes| {

@@ -4,12 +4,14 @@ use crate::api::control_client::ControlClient;
 use crate::api::peer_client::PeerClient;
 use crate::api::{
     AddNodeRequest, AttachVolumeRequest, Attachment, CompareReplicasRequest,
-    CompareReplicasResponse, CreateVolumeRequest, DeleteVolumeRequest, DetachVolumeRequest, Event,
-    ExpandVolumeRequest, GetAttachmentRequest, GetCapacityRequest, GetCapacityResponse,
-    GetClusterRequest, GetClusterResponse, GetNodeRequest, GetNodeResponse, GetVolumeRequest,
-    HeartbeatRequest, HeartbeatResponse, ListVolumesRequest, ListVolumesResponse,
+    CompareReplicasResponse, CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest,
+    DeleteVolumeRequest, DetachVolumeRequest, Event, ExpandVolumeRequest, GetAttachmentRequest,
+    GetCapacityRequest, GetCapacityResponse, GetClusterRequest, GetClusterResponse, GetNodeRequest,
+    GetNodeResponse, GetSnapshotRequest, GetVolumeRequest, HeartbeatRequest, HeartbeatResponse,
+    ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest, ListVolumesResponse,
     ModifyVolumeRequest, MoveReplicaRequest, ProposeRequest, ProposeResponse, RemoveNodeRequest,
-    ResizeDeviceRequest, Volume, WatchEventsRequest, get_volume_request::By,
+    ResizeDeviceRequest, Snapshot, Volume, WatchEventsRequest, get_snapshot_request,
+    get_volume_request::By,
 };
 use crate::route::Scope;
 use crate::{ATTACH_DEADLINE, Client, Error, MAX_MESSAGE};
@@ -109,6 +111,57 @@ impl Client {
     pub async fn expand_volume(&self, volume_id: &str, size_bytes: u64) -> Result<Volume, Error> {
         let request = ExpandVolumeRequest { volume_id: volume_id.to_owned(), size_bytes };
         call!(self, "ExpandVolume", Leader, Duration::ZERO, control.expand_volume, request)
+    }
+
+    /// Takes a snapshot of a volume; idempotent by name.
+    pub async fn create_snapshot(&self, name: &str, volume_id: &str) -> Result<Snapshot, Error> {
+        let request =
+            CreateSnapshotRequest { name: name.to_owned(), volume_id: volume_id.to_owned() };
+        call!(self, "CreateSnapshot", Leader, Duration::ZERO, control.create_snapshot, request)
+    }
+
+    /// Deletes a snapshot; idempotent.
+    pub async fn delete_snapshot(&self, snapshot_id: &str) -> Result<(), Error> {
+        let request = DeleteSnapshotRequest { snapshot_id: snapshot_id.to_owned() };
+        call!(self, "DeleteSnapshot", Leader, Duration::ZERO, control.delete_snapshot, request)
+            .map(|_| ())
+    }
+
+    /// A snapshot by its id; NOT_FOUND if there is none.
+    pub async fn get_snapshot(&self, snapshot_id: &str) -> Result<Snapshot, Error> {
+        self.get_snapshot_by(get_snapshot_request::By::SnapshotId(snapshot_id.to_owned())).await
+    }
+
+    /// A snapshot by its name; NOT_FOUND if there is none.
+    pub async fn get_snapshot_by_name(&self, name: &str) -> Result<Snapshot, Error> {
+        self.get_snapshot_by(get_snapshot_request::By::Name(name.to_owned())).await
+    }
+
+    async fn get_snapshot_by(&self, by: get_snapshot_request::By) -> Result<Snapshot, Error> {
+        let request = GetSnapshotRequest { by: Some(by) };
+        call!(self, "GetSnapshot", Leader, Duration::ZERO, control.get_snapshot, request)
+    }
+
+    /// A snapshot whose text is its id or, failing that, its name: for people.
+    pub async fn find_snapshot(&self, id_or_name: &str) -> Result<Snapshot, Error> {
+        match self.get_snapshot(id_or_name).await {
+            Err(error) if matches!(error.code(), Code::NotFound | Code::InvalidArgument) => {
+                self.get_snapshot_by_name(id_or_name).await
+            }
+            other => other,
+        }
+    }
+
+    /// One page of snapshots, ordered by id; of one volume, or of all if `volume_id` is empty.
+    pub async fn list_snapshots(
+        &self,
+        max_entries: u32,
+        starting_after: &str,
+        volume_id: &str,
+    ) -> Result<ListSnapshotsResponse, Error> {
+        let (starting_after, volume_id) = (starting_after.to_owned(), volume_id.to_owned());
+        let request = ListSnapshotsRequest { max_entries, starting_after, volume_id };
+        call!(self, "ListSnapshots", Leader, Duration::ZERO, control.list_snapshots, request)
     }
 
     /// Room for a new volume with these parameters.

@@ -132,6 +132,24 @@ impl Control for Service {
     async fn move_replica(&self, _: Request<MoveReplicaRequest>) -> Answered<Volume> {
         self.answer(Volume::default)
     }
+    async fn create_snapshot(&self, _: Request<CreateSnapshotRequest>) -> Answered<Snapshot> {
+        self.answer(Snapshot::default)
+    }
+    async fn delete_snapshot(
+        &self,
+        _: Request<DeleteSnapshotRequest>,
+    ) -> Answered<DeleteSnapshotResponse> {
+        self.answer(DeleteSnapshotResponse::default)
+    }
+    async fn get_snapshot(&self, _: Request<GetSnapshotRequest>) -> Answered<Snapshot> {
+        self.answer(Snapshot::default)
+    }
+    async fn list_snapshots(
+        &self,
+        _: Request<ListSnapshotsRequest>,
+    ) -> Answered<ListSnapshotsResponse> {
+        self.answer(ListSnapshotsResponse::default)
+    }
     async fn get_capacity(&self, _: Request<GetCapacityRequest>) -> Answered<GetCapacityResponse> {
         self.answer(GetCapacityResponse::default)
     }

@@ -5,6 +5,7 @@ mod cluster;
 mod install;
 mod output;
 mod replica;
+mod snapshot;
 mod target;
 mod volume;
 
@@ -39,6 +40,9 @@ enum Command {
     /// Volumes: make, show, attach, grow, compare, delete.
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
+    /// Snapshots of volumes: take, show, delete; `volume create --from-snapshot` makes a volume of one.
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
     /// Copies of volumes: where they are.
     #[command(subcommand)]
     Replica(replica::ReplicaCommand),
@@ -70,6 +74,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::Cluster(command) => cluster::cluster(&target, command, output).await,
         Command::Node(command) => cluster::node(&target, command, output).await,
         Command::Volume(command) => volume::volume(&target, command, output).await,
+        Command::Snapshot(command) => snapshot::snapshot(&target, command, output).await,
         Command::Replica(command) => replica::replica(&target, command, output).await,
         Command::Events(arguments) => cluster::events(&target, arguments, output).await,
         Command::Install(arguments) => output.line(install::install(&arguments)?.trim_end()),

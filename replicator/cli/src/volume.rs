@@ -1,6 +1,7 @@
 //! `holdfast volume ...`.
 
 use crate::output::{Output, Table, parse_size, size};
+use crate::snapshot;
 use crate::target::Target;
 use anyhow::Result;
 use client::Client;
@@ -18,16 +19,16 @@ pub enum VolumeCommand {
     Create {
         /// Its name.
         name: String,
-        /// Its size, for example 10GiB.
-        #[arg(long, value_parser = parse_size)]
-        size: u64,
+        /// Its size, for example 10GiB; that of its source if left out.
+        #[arg(long, value_parser = parse_size, required_unless_present_any = ["from_snapshot", "from_volume"])]
+        size: Option<u64>,
         /// How many copies, 1 to 3.
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=3))]
         repl: u32,
         /// Class of the pools: high, medium, low; any if left out.
         #[arg(long, default_value = "")]
         priority_io: String,
-        /// Filesystem to remember for staging: ext4 or xfs.
+        /// Filesystem to remember for staging: ext4 or xfs; that of its source if left out.
         #[arg(long, default_value = "")]
         fs_type: String,
         /// Nodes for the first copies if they have room, comma-separated.
@@ -36,6 +37,12 @@ pub enum VolumeCommand {
         /// "local": to be used on nodes that hold a copy only, the first on a node of --prefer.
         #[arg(long, default_value = "")]
         placement: String,
+        /// Begin with this snapshot, by id or name. The whole of it is copied.
+        #[arg(long, conflicts_with = "from_volume")]
+        from_snapshot: Option<String>,
+        /// Begin with what this volume holds now, by id or name. The whole of it is copied.
+        #[arg(long)]
+        from_volume: Option<String>,
     },
     /// Changes how many copies a volume has, or the class of their pools, while it is in use.
     Modify {
@@ -103,17 +110,32 @@ pub enum VolumeCommand {
 pub async fn volume(target: &Target, command: VolumeCommand, output: Output) -> Result<()> {
     let client = target.client()?;
     match command {
-        VolumeCommand::Create { name, size, repl, priority_io, fs_type, prefer, placement } => {
+        VolumeCommand::Create {
+            name,
+            size,
+            repl,
+            priority_io,
+            fs_type,
+            prefer,
+            placement,
+            from_snapshot,
+            from_volume,
+        } => {
+            let source = snapshot::source(&client, from_snapshot, from_volume).await?;
+            let (source, least, carried) = source.map_or((None, 0, String::new()), |found| {
+                (Some(found.source), found.size_bytes, found.fs_type)
+            });
             let request = CreateVolumeRequest {
                 name,
-                size_bytes: size,
+                size_bytes: size.unwrap_or(least),
                 repl,
                 priority_io,
-                fs_type,
+                fs_type: if fs_type.is_empty() { carried } else { fs_type },
                 preferred_nodes: prefer,
                 placement,
+                source,
             };
-            show(&client.create_volume(request).await?, output)
+            show(&snapshot::create(&client, request).await?, output)
         }
         VolumeCommand::Modify { volume, repl, priority_io } => {
             let volume_id = client.find_volume(&volume).await?.volume_id;
@@ -235,6 +257,7 @@ pub fn state_word(volume: &Volume) -> &'static str {
         VolumeState::Attached => "attached",
         VolumeState::Fenced => "fenced",
         VolumeState::Deleting => "deleting",
+        VolumeState::Filling => "filling",
     }
 }
 
@@ -301,6 +324,8 @@ pub fn volume_json(volume: &Volume) -> Value {
         "priority_io": volume.priority_io,
         "fs_type": volume.fs_type,
         "placement": volume.placement,
+        "source_snapshot_id": volume.source_snapshot_id,
+        "source_volume_id": volume.source_volume_id,
         "state": state_word(volume),
         "epoch": volume.epoch,
         "isr_version": volume.isr_version,
@@ -312,7 +337,8 @@ pub fn volume_json(volume: &Volume) -> Value {
 }
 
 /// How long ago that was.
-fn ago(unix_seconds: u64) -> String {
+#[must_use]
+pub fn ago(unix_seconds: u64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     match (unix_seconds, now.saturating_sub(unix_seconds)) {
         (0, _) => "not yet".to_owned(),

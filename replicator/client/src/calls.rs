@@ -5,13 +5,13 @@ use crate::api::peer_client::PeerClient;
 use crate::api::{
     AddNodeRequest, AttachVolumeRequest, Attachment, CompareReplicasRequest,
     CompareReplicasResponse, CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest,
-    DeleteVolumeRequest, DetachVolumeRequest, Event, ExpandVolumeRequest, GetAttachmentRequest,
-    GetCapacityRequest, GetCapacityResponse, GetClusterRequest, GetClusterResponse, GetNodeRequest,
-    GetNodeResponse, GetSnapshotRequest, GetVolumeRequest, HeartbeatRequest, HeartbeatResponse,
-    ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest, ListVolumesResponse,
-    ModifyVolumeRequest, MoveReplicaRequest, ProposeRequest, ProposeResponse, RemoveNodeRequest,
-    ResizeDeviceRequest, Snapshot, Volume, WatchEventsRequest, get_snapshot_request,
-    get_volume_request::By,
+    DeleteVolumeRequest, DetachVolumeRequest, Event, ExpandVolumeRequest, FillVolumeRequest,
+    GetAttachmentRequest, GetCapacityRequest, GetCapacityResponse, GetClusterRequest,
+    GetClusterResponse, GetNodeRequest, GetNodeResponse, GetSnapshotRequest, GetVolumeRequest,
+    HeartbeatRequest, HeartbeatResponse, ListSnapshotsRequest, ListSnapshotsResponse,
+    ListVolumesRequest, ListVolumesResponse, ModifyVolumeRequest, MoveReplicaRequest,
+    ProposeRequest, ProposeResponse, RemoveNodeRequest, ResizeDeviceRequest, Snapshot,
+    TakeSnapshotRequest, Volume, WatchEventsRequest, get_snapshot_request, get_volume_request::By,
 };
 use crate::route::Scope;
 use crate::{ATTACH_DEADLINE, Client, Error, MAX_MESSAGE};
@@ -197,6 +197,26 @@ impl Client {
     pub async fn propose(&self, command: Vec<u8>) -> Result<ProposeResponse, Error> {
         let request = ProposeRequest { command };
         call!(self, "Propose", Leader, Duration::ZERO, peer.propose, request)
+    }
+}
+
+/// Calls between replicators about the node of the first endpoint.
+///
+/// # Errors
+/// [`Error::Status`] with the node's code, [`Error::Deadline`].
+impl Client {
+    /// Has it take a snapshot that Raft has as being taken. It is asked once only: a snapshot id is one
+    /// attempt, and a second one would take it of other data.
+    pub async fn take_snapshot(&self, volume_id: &str, snapshot_id: &str) -> Result<(), Error> {
+        let (volume_id, snapshot_id) = (volume_id.to_owned(), snapshot_id.to_owned());
+        let request = TakeSnapshotRequest { volume_id, snapshot_id };
+        call!(self, "TakeSnapshot", Once, Duration::ZERO, peer.take_snapshot, request).map(|_| ())
+    }
+
+    /// Has it fill a new volume; that goes on if this gives up waiting.
+    pub async fn fill_volume(&self, volume_id: &str) -> Result<(), Error> {
+        let request = FillVolumeRequest { volume_id: volume_id.to_owned() };
+        call!(self, "FillVolume", Local, Duration::ZERO, peer.fill_volume, request).map(|_| ())
     }
 }
 

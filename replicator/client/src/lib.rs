@@ -163,7 +163,7 @@ impl Client {
                     self.forget(&endpoint, false);
                     route.unavailable()
                 }
-                (_, Verdict::Again) => {
+                (Scope::Leader | Scope::Local | Scope::Any, Verdict::Again) => {
                     self.forget(&endpoint, is_broken(&status));
                     route.unavailable()
                 }

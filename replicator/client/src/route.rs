@@ -15,6 +15,8 @@ pub(crate) enum Scope {
     Leader,
     /// Only the first endpoint (calls marked `[local]`).
     Local,
+    /// The first endpoint, and never again: what must not be done twice.
+    Once,
     /// Whoever answers first.
     Any,
 }
@@ -35,7 +37,7 @@ impl Route {
     pub(crate) fn new(scope: Scope, endpoints: &[Endpoint], leader: Option<Endpoint>) -> Self {
         let (endpoints, redirect) = match scope {
             Scope::Leader => (endpoints.to_vec(), leader),
-            Scope::Local => (endpoints.iter().take(1).cloned().collect(), None),
+            Scope::Local | Scope::Once => (endpoints.iter().take(1).cloned().collect(), None),
             Scope::Any => (endpoints.to_vec(), None),
         };
         Self { endpoints, next: 0, redirect, failures: 0, hops: 0 }

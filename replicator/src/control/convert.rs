@@ -1,7 +1,9 @@
 //! The applied state in the words of the control API.
 
 use client::api;
-use metadata::{Attachment, Lifecycle, Replica, ReplicaState, State, Volume};
+use metadata::{
+    Attachment, Lifecycle, Replica, ReplicaState, Snapshot, SnapshotState, Source, State, Volume,
+};
 use types::NodeId;
 
 fn node_name(state: &State, node: NodeId) -> String {
@@ -32,10 +34,13 @@ fn standing(state: &State, volume: &Volume, replica: &Replica) -> &'static str {
 
 /// One volume.
 pub(super) fn volume(state: &State, volume: &Volume) -> api::Volume {
-    let attached = volume.attachment.holder();
+    // Callers ask who uses it: what a node does with it by itself ends by itself.
+    let attached = volume.attachment.holder().filter(|_| !volume.internal);
     let shown = match (volume.lifecycle, &volume.attachment) {
         (Lifecycle::Creating, _) => api::VolumeState::Creating,
-        (Lifecycle::Deleting, _) => api::VolumeState::Deleting,
+        (Lifecycle::Filling, _) => api::VolumeState::Filling,
+        (Lifecycle::Retired | Lifecycle::Deleting, _) => api::VolumeState::Deleting,
+        (Lifecycle::Live, _) if volume.internal => api::VolumeState::Detached,
         (Lifecycle::Live, Attachment::Detached) => api::VolumeState::Detached,
         (Lifecycle::Live, Attachment::Attaching { .. }) => api::VolumeState::Attaching,
         (Lifecycle::Live, Attachment::Attached { .. }) => api::VolumeState::Attached,
@@ -85,6 +90,35 @@ pub(super) fn volume(state: &State, volume: &Volume) -> api::Volume {
             .map(|replica| node_name(state, replica.node))
             .unwrap_or_default(),
         placement: if volume.pinned { "local" } else { "" }.to_owned(),
+        source_snapshot_id: match volume.source {
+            Some(Source::Snapshot(snapshot)) => snapshot.to_string(),
+            Some(Source::Clone { .. }) | None => String::new(),
+        },
+        source_volume_id: match volume.source {
+            Some(Source::Clone { volume, .. }) => volume.to_string(),
+            Some(Source::Snapshot(_)) | None => String::new(),
+        },
+    }
+}
+
+/// One snapshot.
+pub(super) fn snapshot(state: &State, snapshot: &Snapshot) -> api::Snapshot {
+    let replicas = state.volumes.get(&snapshot.volume).map(|volume| &volume.replicas);
+    let holder = |id| replicas?.get(id).filter(|replica| replica.state == ReplicaState::Ready);
+    api::Snapshot {
+        snapshot_id: snapshot.snapshot.to_string(),
+        name: snapshot.name.clone(),
+        volume_id: snapshot.volume.to_string(),
+        size_bytes: snapshot.size,
+        created_unix_ms: snapshot.created_unix_ms,
+        ready: snapshot.state == SnapshotState::Ready,
+        holders: snapshot
+            .holders
+            .iter()
+            .filter_map(holder)
+            .map(|replica| node_name(state, replica.node))
+            .collect(),
+        fs_type: snapshot.fs_type.map(|fs_type| fs_type.to_string()).unwrap_or_default(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the Raft leader does beside Raft: registers nodes, declares the silent ones lost, fences
-//! their volumes (R6, R7), replaces their replicas (R27), makes voters of learners.
+//! their volumes (R6, R7), replaces their replicas (R27), has new volumes filled from snapshots (R26), makes
+//! voters of learners.
 //!
 //! What is to be done says [`policy::leader`]; this carries it out.
 
@@ -12,11 +13,11 @@ use metadata::placement::Free;
 use metadata::{Change, Command, NodeInfo, State};
 use policy::fence::{Action, Candidate, fence_instance};
 use policy::leader::{Key, Step};
-use policy::replace;
+use policy::{replace, snapshot};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, timeout};
-use types::{Epoch, NodeId, VolumeId};
+use types::{Epoch, NodeId, SnapshotId, VolumeId};
 
 /// How often the leader looks at its timers.
 const ROUND: Duration = Duration::from_millis(100);
@@ -24,6 +25,8 @@ const ROUND: Duration = Duration::from_millis(100);
 const COMMAND: Duration = Duration::from_secs(3);
 /// How long a read index may take: a leader without a majority gets none.
 const READ: Duration = Duration::from_secs(1);
+/// How long the leader waits for a node that fills a volume; the filling goes on after that.
+const FILL: Duration = Duration::from_secs(10);
 /// How long one attempt to seal may take: a replica waits out a lease of 3 s (R3).
 const SEAL: Duration = Duration::from_secs(5);
 
@@ -59,6 +62,13 @@ impl Roll {
         self.inner().excuse(node, until);
     }
 
+    /// Until the guard is dropped this leader takes `snapshot`, or clones from it; see
+    /// [`policy::leader::Roll::begin_snapshot`].
+    pub fn own(&self, snapshot: SnapshotId) -> Own<'_> {
+        self.inner().begin_snapshot(snapshot);
+        Own { roll: self, snapshot }
+    }
+
     /// Free bytes of a node's pool, as it last said; `None` if it did not speak to this leader.
     #[must_use]
     pub fn pool_free(&self, node: NodeId) -> Option<u64> {
@@ -86,6 +96,18 @@ impl Roll {
 
     fn is_silent(&self, node: NodeId) -> bool {
         self.inner().is_silent(node, hostio::clock::boottime())
+    }
+}
+
+/// See [`Roll::own`].
+pub struct Own<'r> {
+    roll: &'r Roll,
+    snapshot: SnapshotId,
+}
+
+impl Drop for Own<'_> {
+    fn drop(&mut self) {
+        self.roll.inner().end_snapshot(self.snapshot);
     }
 }
 
@@ -157,6 +179,11 @@ async fn take(step: Step, node: &Arc<Node>) -> Ended {
             seal(node, volume, epoch, candidates).await
         }
         Step::Replace(action) => replace_replica(node, action).await,
+        Step::Snapshot(snapshot::Action::Fill { volume, node: at }) => fill(node, volume, at).await,
+        Step::Snapshot(action) => match action.command() {
+            Some(order) => command(node, order).await,
+            None => Ended::Done,
+        },
         Step::Promote(learner) => {
             match node.meta.change_membership(Change::PromoteVoter(learner)).await {
                 Ok(_) => Ended::Done,
@@ -200,6 +227,20 @@ async fn replace_replica(node: &Node, action: replace::Action) -> Ended {
     }
     tracing::info!(node = %node.config.node, ?action, "replacing a replica");
     command(node, action.command(super::new_replica)).await
+}
+
+/// Has the node `at` fill a new volume; that may take much longer than the answer is waited for.
+async fn fill(node: &Arc<Node>, volume: VolumeId, at: NodeId) -> Ended {
+    tracing::info!(%volume, node = %at, "a new volume is to be filled there");
+    match timeout(FILL, super::snapshots::have_filled(node, volume, at)).await {
+        Ok(Ok(())) => Ended::Done,
+        Ok(Err(status)) => {
+            tracing::warn!(%volume, node = %at, error = status.message(), "the volume was not filled");
+            Ended::Refused
+        }
+        // The record says whether it is under way.
+        Err(_) => Ended::Refused,
+    }
 }
 
 /// Seals one of the candidates, whichever is first, and commits that (R7).

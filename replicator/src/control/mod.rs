@@ -15,6 +15,7 @@ mod propose;
 mod reconcile;
 mod server;
 mod service;
+mod snapshots;
 pub mod status;
 mod steps;
 pub mod transport;
@@ -69,6 +70,7 @@ pub struct Node {
     events: Events,
     attachments: Attachments,
     keeper: Arc<Keeper>,
+    snapshots: snapshots::InFlight,
     /// SIGTERM came.
     leaving: AtomicBool,
 }
@@ -187,6 +189,7 @@ pub async fn run(parts: Parts, stop: watch::Receiver<bool>) -> Result<(), RunErr
         events: Events::new(config.node),
         attachments: Attachments::default(),
         keeper: legacy.keeper,
+        snapshots: snapshots::InFlight::default(),
         leaving: AtomicBool::new(false),
         meta,
         data,
@@ -204,6 +207,7 @@ pub async fn run(parts: Parts, stop: watch::Receiver<bool>) -> Result<(), RunErr
     tasks.spawn(reconcile::run(Arc::clone(&node)));
     tasks.spawn(attach::follow(Arc::clone(&node)));
     tasks.spawn(attach::guard(Arc::clone(&node)));
+    tasks.spawn(attach::release_dead(Arc::clone(&node)));
     for resumption in resumptions {
         tasks.spawn(attach::resume(Arc::clone(&node), resumption));
     }

@@ -1,11 +1,13 @@
 //! The Peer service: Raft messages, heartbeats and commands from the other nodes.
 
 use super::Node;
+use super::attach;
 use super::status::{invalid, not_leader, propose_status};
 use super::transport::CLUSTER;
 use client::api::peer_server::Peer;
 use client::api::{
-    HeartbeatRequest, HeartbeatResponse, ProposeRequest, ProposeResponse, RaftMessage, RaftResponse,
+    FillVolumeRequest, FillVolumeResponse, HeartbeatRequest, HeartbeatResponse, ProposeRequest,
+    ProposeResponse, RaftMessage, RaftResponse, TakeSnapshotRequest, TakeSnapshotResponse,
 };
 use core::net::SocketAddr;
 use core::str::FromStr;
@@ -97,6 +99,25 @@ impl Peer for PeerService {
             metadata::encode(&outcome).map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(ProposeResponse { outcome, index }))
     }
+
+    async fn take_snapshot(
+        &self,
+        request: Request<TakeSnapshotRequest>,
+    ) -> Result<Response<TakeSnapshotResponse>, Status> {
+        let TakeSnapshotRequest { volume_id, snapshot_id } = request.into_inner();
+        let volume = id("volume_id", &volume_id)?;
+        let snapshot = id("snapshot_id", &snapshot_id)?;
+        attach::take_snapshot(&self.0, volume, snapshot).await?;
+        Ok(Response::new(TakeSnapshotResponse {}))
+    }
+
+    async fn fill_volume(
+        &self,
+        request: Request<FillVolumeRequest>,
+    ) -> Result<Response<FillVolumeResponse>, Status> {
+        attach::fill(&self.0, id("volume_id", &request.into_inner().volume_id)?).await?;
+        Ok(Response::new(FillVolumeResponse {}))
+    }
 }
 
 fn introduction(request: HeartbeatRequest) -> Result<(NodeInfo, u64), Status> {
@@ -131,4 +152,8 @@ fn introduction(request: HeartbeatRequest) -> Result<(NodeInfo, u64), Status> {
         process: id("process_instance", &request.process_instance)?,
     };
     Ok((info, request.pool_free_bytes))
+}
+
+fn id<T: FromStr>(field: &str, text: &str) -> Result<T, Status> {
+    text.parse().map_err(|_| invalid(field, text, "a UUID"))
 }

@@ -6,13 +6,15 @@ use super::status::CommandError;
 use super::steps::{Ended, Steps};
 use crate::data::DataError;
 use core::time::Duration;
-use metadata::Refused;
-use policy::pool::{Task, orphans, plan};
+use policy::pool::{Report, Task, orphans, plan};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// How long a report may take before it is tried again.
 const REPORT: Duration = Duration::from_secs(5);
+
+/// What comes into the pool after its attempt was given up is seen at the latest then.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// Keeps the pool in step with the applied state, for ever.
 pub(super) async fn run(node: Arc<Node>) {
@@ -37,6 +39,7 @@ pub(super) async fn run(node: Arc<Node>) {
         tokio::select! {
             changed = applied.changed() => if changed.is_err() { return },
             () = steps.progress() => {}
+            () = tokio::time::sleep(LOOK) => {}
         }
     }
 }
@@ -44,7 +47,7 @@ pub(super) async fn run(node: Arc<Node>) {
 async fn carry_out(node: &Node, task: Task) -> Ended {
     if let Some(question) = task.question() {
         match node.proposer.propose(question, REPORT).await {
-            Err(CommandError::Refused(Refused::NoReplica { .. })) => {}
+            Err(CommandError::Refused(refused)) if task.is_confirmed_by(&refused) => {}
             Ok(_) | Err(CommandError::Refused(_)) => return Ended::Done,
             Err(CommandError::Unknown { .. }) => return Ended::Again,
         }
@@ -58,9 +61,16 @@ async fn carry_out(node: &Node, task: Task) -> Ended {
         None => Ok(()),
     };
     let replica = task.replica();
-    let Some(report) = task.report(&done) else {
-        tracing::warn!(node = %node.config.node, %replica, ?task, ?done, "the pool did not do it");
-        return Ended::Refused;
+    let report = match task.report(&done) {
+        Report::Propose(report) => report,
+        Report::Nothing => {
+            tracing::info!(node = %node.config.node, ?task, "replica");
+            return Ended::Done;
+        }
+        Report::NotDone => {
+            tracing::warn!(node = %node.config.node, %replica, ?task, ?done, "the pool did not do it");
+            return Ended::Refused;
+        }
     };
     tracing::info!(node = %node.config.node, ?report, "replica");
     match node.proposer.propose(report, REPORT).await {

@@ -36,16 +36,23 @@ pub fn refused_status(refused: &Refused) -> Status {
     let code = match refused {
         Refused::Invalid { .. } => Code::InvalidArgument,
         Refused::Conflict { .. } => Code::AlreadyExists,
-        Refused::NoVolume { .. } | Refused::NoReplica { .. } | Refused::NoNode { .. } => {
-            Code::NotFound
-        }
+        Refused::NoVolume { .. }
+        | Refused::NoSnapshot { .. }
+        | Refused::NoReplica { .. }
+        | Refused::NoNode { .. } => Code::NotFound,
+        Refused::SmallerThanSource { .. } => Code::OutOfRange,
         Refused::NoRoom { .. } | Refused::BadPlacement { .. } => Code::ResourceExhausted,
-        Refused::NeedsFence { .. } | Refused::NeedsSeal { .. } | Refused::Creating { .. } => {
-            Code::Unavailable
-        }
-        Refused::Superseded { .. } | Refused::WrongState { .. } | Refused::IsrChanged { .. } => {
-            Code::Aborted
-        }
+        Refused::NeedsFence { .. }
+        | Refused::NeedsSeal { .. }
+        | Refused::Creating { .. }
+        | Refused::Filling { .. }
+        | Refused::HeldInternally { .. } => Code::Unavailable,
+        Refused::Superseded { .. }
+        | Refused::WrongState { .. }
+        | Refused::IsrChanged { .. }
+        | Refused::NotHeld { .. }
+        | Refused::SnapshotState { .. }
+        | Refused::Taking { .. } => Code::Aborted,
         _ => Code::FailedPrecondition,
     };
     Status::new(code, refused.to_string())

@@ -21,6 +21,8 @@ const FENCE_WAIT: Duration = Duration::from_secs(60);
 /// How long a device that a former daemon left waits for its volume to be granted again; then its
 /// I/O gets errors.
 const RESUME_WAIT: Duration = Duration::from_secs(30);
+/// How long what is done without a device waits for its volume; it can be asked for again.
+const INTERNAL_WAIT: Duration = Duration::from_secs(5);
 /// How long one command may take through changes of the leader.
 const COMMAND: Duration = Duration::from_secs(15);
 /// How long the engine may take to seal and reconcile: two leases, and the I/O timeout.
@@ -32,7 +34,7 @@ pub(in crate::control) async fn attach(
     volume: VolumeId,
     frontend: Frontend,
 ) -> Result<api::Attachment, Status> {
-    let operation = node.attachments.begin(volume)?;
+    let operation = node.attachments.begin_patiently(volume).await?;
     // A caller that goes away must not leave half an attachment: the work runs to its end.
     let node = Arc::clone(node);
     let work = tokio::spawn(async move {
@@ -104,6 +106,8 @@ async fn healthy(
 pub(super) enum Purpose {
     /// For a device that does not exist yet.
     Anew,
+    /// For no device: a snapshot or a filling.
+    Internal,
     /// For one that was served by one of these engines, and only if no other has had the volume
     /// since (R14).
     Resume(BTreeSet<EngineInstance>),
@@ -115,14 +119,18 @@ impl Purpose {
     }
 
     fn patience(&self) -> Duration {
-        if self.resumes() { RESUME_WAIT } else { FENCE_WAIT }
+        match self {
+            Self::Anew => FENCE_WAIT,
+            Self::Internal => INTERNAL_WAIT,
+            Self::Resume(_) => RESUME_WAIT,
+        }
     }
 
     /// Whether it may be asked for as the record is. The epoch in it is the compare-and-set.
     fn allows(&self, record: Option<&Volume>) -> bool {
         match self {
             // An absent volume may only be unknown here yet: the leader decides.
-            Self::Anew => true,
+            Self::Anew | Self::Internal => true,
             Self::Resume(former) => record
                 .and_then(|record| record.attachment.instance())
                 .is_some_and(|instance| former.contains(&instance)),
@@ -162,8 +170,9 @@ async fn begin_epoch(
             return Err(Status::aborted(format!("volume {volume} was taken over meanwhile")));
         }
         let expected_epoch = record.map_or(Epoch::default(), |record| record.epoch);
-        let begin =
-            Command::BeginAttach { volume, node: node.config.node, instance, expected_epoch };
+        let internal = matches!(purpose, Purpose::Internal);
+        let here = node.config.node;
+        let begin = Command::BeginAttach { volume, node: here, instance, expected_epoch, internal };
         let refused = match node.proposer.propose(begin, COMMAND).await {
             Ok(Done::Epoch { epoch, .. }) => return Ok(epoch),
             Ok(other) => return Err(Status::internal(format!("unexpected outcome {other:?}"))),

@@ -20,7 +20,7 @@ const COMMAND: Duration = Duration::from_secs(15);
 
 /// Detaches `volume` here: nothing of it is left when this returns. Idempotent.
 pub(in crate::control) async fn detach(node: &Arc<Node>, volume: VolumeId) -> Result<(), Status> {
-    let operation = node.attachments.begin(volume)?;
+    let operation = node.attachments.begin_patiently(volume).await?;
     let node = Arc::clone(node);
     let work = tokio::spawn(async move {
         let _operation = operation;
@@ -142,7 +142,7 @@ pub(super) async fn give_up(node: &Node, volume: VolumeId, epoch: Epoch, instanc
 
 /// Ends the attachment in the record: that which was torn down here, or one of a former process
 /// of this node.
-async fn release(
+pub(super) async fn release(
     node: &Node,
     volume: VolumeId,
     here: Option<(Epoch, EngineInstance, bool)>,

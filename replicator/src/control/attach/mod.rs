@@ -4,18 +4,22 @@
 //! record in the applied state rules, and an attachment that it does not know (any more) is failed
 //! at once, so that nothing is served under a superseded epoch (promise 3).
 //!
+//! Some attachments have no device: `internal` takes snapshots of detached volumes and fills new ones.
+//!
 //! A kernel device outlives the daemon that served it (R14): `keeper` has its descriptor kept,
 //! `resume` takes it over.
 
 mod begin;
 mod device;
 mod end;
+mod internal;
 mod keeper;
 mod resume;
 mod watch;
 
 pub(super) use begin::attach;
 pub(super) use end::{detach, detach_mortal, retire_all};
+pub(super) use internal::{fill, release_dead, take_snapshot};
 pub use keeper::Keeper;
 pub(super) use keeper::{Inherited, guard, inherit};
 pub(super) use resume::{claim, resume};
@@ -27,11 +31,15 @@ use client::api;
 use core::time::Duration;
 use device::Device;
 use metadata::{Command, Done};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 use types::{EngineInstance, Epoch, VolumeId};
 
+/// How long a user of a volume waits for what this node does with it by itself.
+const INTERNAL: Duration = Duration::from_secs(60);
 /// How long a resize waits for the metadata leader.
 const RESIZE: Duration = Duration::from_secs(10);
 
@@ -68,19 +76,41 @@ pub(super) struct Local {
 #[derive(Debug, Default)]
 pub struct Attachments {
     inner: Mutex<BTreeMap<VolumeId, Local>>,
-    busy: Arc<Mutex<BTreeSet<VolumeId>>>,
+    busy: Arc<Busy>,
+}
+
+/// For whom an operation on a volume is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum On {
+    /// Somebody who waits for its answer.
+    Request,
+    /// A snapshot or a filling: others may wait for its end.
+    Internal,
+}
+
+#[derive(Debug, Default)]
+struct Busy {
+    volumes: Mutex<BTreeMap<VolumeId, On>>,
+    freed: Notify,
 }
 
 /// The right to change one volume's attachment; released on drop.
 #[derive(Debug)]
 pub(super) struct Operation {
     volume: VolumeId,
-    busy: Arc<Mutex<BTreeSet<VolumeId>>>,
+    busy: Arc<Busy>,
 }
 
 impl Drop for Operation {
     fn drop(&mut self) {
-        self.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.volume);
+        self.busy.volumes().remove(&self.volume);
+        self.busy.freed.notify_waiters();
+    }
+}
+
+impl Busy {
+    fn volumes(&self) -> MutexGuard<'_, BTreeMap<VolumeId, On>> {
+        self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -94,13 +124,35 @@ impl Attachments {
     /// # Errors
     /// ABORTED while another one is in flight.
     pub(super) fn begin(&self, volume: VolumeId) -> Result<Operation, Status> {
-        let fresh = self.busy.lock().unwrap_or_else(PoisonError::into_inner).insert(volume);
-        if fresh {
-            return Ok(Operation { volume, busy: Arc::clone(&self.busy) });
+        self.begin_as(volume, On::Request).map_err(|_| in_flight(volume))
+    }
+
+    /// As [`Self::begin`], once what this node does with the volume by itself has ended.
+    ///
+    /// # Errors
+    /// ABORTED while another one is in flight, or after [`INTERNAL`].
+    async fn begin_patiently(&self, volume: VolumeId) -> Result<Operation, Status> {
+        let deadline = Instant::now() + INTERNAL;
+        loop {
+            let mut freed = core::pin::pin!(self.busy.freed.notified());
+            // From here on no end is missed.
+            freed.as_mut().enable();
+            match self.begin_as(volume, On::Request) {
+                Ok(operation) => return Ok(operation),
+                Err(On::Internal) if timeout_at(deadline, freed).await.is_ok() => {}
+                Err(_) => return Err(in_flight(volume)),
+            }
         }
-        Err(Status::aborted(format!(
-            "another operation on volume {volume} is in flight on this node"
-        )))
+    }
+
+    /// Begins an operation, or says what is in flight.
+    fn begin_as(&self, volume: VolumeId, on: On) -> Result<Operation, On> {
+        let mut volumes = self.busy.volumes();
+        if let Some(other) = volumes.get(&volume) {
+            return Err(*other);
+        }
+        volumes.insert(volume, on);
+        Ok(Operation { volume, busy: Arc::clone(&self.busy) })
     }
 
     /// Volumes attached (or being attached) here.
@@ -118,6 +170,10 @@ impl Attachments {
             _ => false,
         }
     }
+}
+
+fn in_flight(volume: VolumeId) -> Status {
+    Status::aborted(format!("another operation on volume {volume} is in flight on this node"))
 }
 
 /// The attachment of `volume` as the control API shows it; `None` if it is not attached here.

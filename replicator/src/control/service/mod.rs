@@ -3,6 +3,7 @@
 mod local;
 mod nodes;
 mod replicas;
+mod snapshots;
 mod validate;
 mod volumes;
 
@@ -69,6 +70,30 @@ impl Control for ControlService {
 
     async fn move_replica(&self, request: Request<MoveReplicaRequest>) -> Answer<Volume> {
         self.move_replica_of(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn create_snapshot(&self, request: Request<CreateSnapshotRequest>) -> Answer<Snapshot> {
+        self.create_snapshot_of(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<DeleteSnapshotRequest>,
+    ) -> Answer<DeleteSnapshotResponse> {
+        let snapshot = validate::snapshot_id(&request.into_inner().snapshot_id)?;
+        self.delete_snapshot_by(snapshot).await?;
+        Ok(Response::new(DeleteSnapshotResponse {}))
+    }
+
+    async fn get_snapshot(&self, request: Request<GetSnapshotRequest>) -> Answer<Snapshot> {
+        self.get_snapshot_by(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<ListSnapshotsRequest>,
+    ) -> Answer<ListSnapshotsResponse> {
+        self.list_snapshots_by(request.into_inner()).await.map(Response::new)
     }
 
     async fn get_capacity(

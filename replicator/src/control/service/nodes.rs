@@ -32,7 +32,12 @@ impl ControlService {
                 .values()
                 .map(|record| convert::node(&state, record, node.roll.pool_free(record.node)))
                 .collect(),
-            volumes: state.volumes.values().map(|v| convert::volume(&state, v)).collect(),
+            volumes: state
+                .volumes
+                .values()
+                .filter(super::volumes::is_shown)
+                .map(|v| convert::volume(&state, v))
+                .collect(),
         })
     }
 

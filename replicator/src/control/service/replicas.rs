@@ -6,7 +6,7 @@ use super::{ControlService, validate};
 use crate::control::{convert, new_replica};
 use client::api;
 use metadata::placement::{Request, place};
-use metadata::{Command, Lifecycle, Refused, Replica, ReplicaState, State, Volume};
+use metadata::{Command, Refused, Replica, ReplicaState, State, Volume};
 use tonic::Status;
 use types::{NodeId, VolumeId};
 
@@ -110,6 +110,6 @@ fn usable(replica: &Replica) -> bool {
 }
 
 fn find(state: &State, volume: VolumeId) -> Result<&Volume, Status> {
-    let record = state.volumes.get(&volume).filter(|v| v.lifecycle != Lifecycle::Deleting);
+    let record = state.volumes.get(&volume).filter(|v| !v.is_deleted());
     record.ok_or_else(|| crate::control::status::refused_status(&Refused::NoVolume { volume }))
 }

@@ -4,10 +4,12 @@
 use crate::control::attach::Frontend;
 use crate::control::status::invalid;
 use client::api::CreateVolumeRequest;
+use client::api::create_volume_request::Source;
 use core::net::SocketAddr;
+use core::str::FromStr;
 use metadata::{FsType, PoolClass};
 use tonic::Status;
-use types::{MAX_VOLUME, NodeId, REGION, VolumeId};
+use types::{MAX_VOLUME, NodeId, REGION, SnapshotId, VolumeId};
 
 #[cfg(test)]
 mod tests;
@@ -23,6 +25,14 @@ pub(super) struct NewVolume {
     pub(super) fs_type: Option<FsType>,
     pub(super) preferred: Vec<NodeId>,
     pub(super) pinned: bool,
+    pub(super) source: Option<WantedSource>,
+}
+
+/// What a new volume is to begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WantedSource {
+    Snapshot(SnapshotId),
+    Volume(VolumeId),
 }
 
 pub(super) fn new_volume(request: CreateVolumeRequest) -> Result<NewVolume, Status> {
@@ -41,11 +51,40 @@ pub(super) fn new_volume(request: CreateVolumeRequest) -> Result<NewVolume, Stat
             "local" => true,
             other => return Err(invalid("placement", other, "\"\" or \"local\"")),
         },
+        source: match request.source {
+            None => None,
+            Some(Source::SourceSnapshotId(text)) => {
+                let snapshot = parse("source_snapshot_id", &text, SNAPSHOT)?;
+                Some(WantedSource::Snapshot(snapshot))
+            }
+            Some(Source::SourceVolumeId(text)) => {
+                Some(WantedSource::Volume(parse("source_volume_id", &text, VOLUME)?))
+            }
+        },
     })
 }
 
+const VOLUME: &str = "the UUID that CreateVolume returned";
+const SNAPSHOT: &str = "the UUID that CreateSnapshot returned";
+
+fn parse<T: FromStr>(field: &str, text: &str, accepted: &str) -> Result<T, Status> {
+    text.parse().map_err(|_| invalid(field, text, accepted))
+}
+
 pub(super) fn volume_id(text: &str) -> Result<VolumeId, Status> {
-    text.parse().map_err(|_| invalid("volume_id", text, "the UUID that CreateVolume returned"))
+    parse("volume_id", text, VOLUME)
+}
+
+pub(super) fn snapshot_id(text: &str) -> Result<SnapshotId, Status> {
+    parse("snapshot_id", text, SNAPSHOT)
+}
+
+/// For a `starting_after` that no listing gave; ABORTED is CSI's word for a token that cannot be used any
+/// more.
+pub(super) fn token(text: &str) -> Status {
+    Status::aborted(format!(
+        "starting_after: {text:?} is not accepted; accepted: \"\" or `next` of an earlier answer"
+    ))
 }
 
 pub(super) fn volume_name(name: String) -> Result<String, Status> {

@@ -1,18 +1,21 @@
 //! Volumes: created, listed, grown and deleted, on the leader.
 
+use super::validate::WantedSource;
 use super::{ControlService, validate};
+use crate::control::leader::Own;
+use crate::control::snapshots::{Wanted, take};
 use crate::control::status::{CommandError, invalid, refused_status};
 use crate::control::{convert, new_replica};
 use client::api;
 use client::api::get_volume_request::By;
 use core::time::Duration;
 use metadata::{
-    Command, Done, Lifecycle, NodeStatus, Refused, ReplicaState, State, Volume, placement,
+    Command, Done, Lifecycle, NodeStatus, Refused, ReplicaState, Source, State, Volume, placement,
 };
 use std::sync::Arc;
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
-use types::{NodeId, VolumeId};
+use types::{NodeId, SnapshotId, VolumeId};
 use uuid::Uuid;
 
 /// How long one command may take.
@@ -22,7 +25,7 @@ const NODES: Duration = Duration::from_secs(30);
 /// Placements that may be overtaken by others before a creation gives up.
 const PLACEMENTS: u32 = 8;
 /// Volumes on a page if the caller does not say: the answer must fit a message.
-const PAGE: usize = 1000;
+pub(super) const PAGE: usize = 1000;
 
 impl ControlService {
     pub(super) async fn create(
@@ -30,11 +33,12 @@ impl ControlService {
         request: api::CreateVolumeRequest,
     ) -> Result<api::Volume, Status> {
         let wanted = validate::new_volume(request)?;
+        let (source, own) = self.source(&wanted).await?;
         let mut left = PLACEMENTS;
         let volume = loop {
             let state = self.leader_state().await?;
             left -= 1;
-            match self.propose_volume(&state, &wanted).await {
+            match self.propose_volume(&state, &wanted, source).await {
                 Err(CommandError::Refused(
                     Refused::NoRoom { .. } | Refused::BadPlacement { .. },
                 )) if left > 0 => {
@@ -44,12 +48,13 @@ impl ControlService {
                 Err(error) => return Err(error.into()),
             }
         };
+        // The volume refers to it from here on.
+        drop(own);
         let made = self.until(volume, NODES, |record| {
-            record.is_none_or(|record| record.lifecycle != Lifecycle::Creating || failed(record))
+            let unmade = |lifecycle| matches!(lifecycle, Lifecycle::Creating | Lifecycle::Filling);
+            record.is_none_or(|record| !unmade(record.lifecycle) || failed(record))
         });
-        let state = made.await.ok_or_else(|| {
-            Status::unavailable(format!("volume {volume} is still being created on its nodes"))
-        })?;
+        let state = made.await.ok_or_else(|| self.unmade(volume))?;
         match state.volumes.get(&volume) {
             Some(record) if record.lifecycle == Lifecycle::Live => {
                 Ok(convert::volume(&state, record))
@@ -65,10 +70,55 @@ impl ControlService {
         }
     }
 
+    /// What a new volume is to begin with; a clone's hidden snapshot is taken now, and kept by the guard
+    /// until a volume refers to it.
+    async fn source(
+        &self,
+        wanted: &validate::NewVolume,
+    ) -> Result<(Option<Source>, Option<Own<'_>>), Status> {
+        let volume = match wanted.source {
+            None => return Ok((None, None)),
+            Some(WantedSource::Snapshot(snapshot)) => {
+                return Ok((Some(Source::Snapshot(snapshot)), None));
+            }
+            Some(WantedSource::Volume(volume)) => volume,
+        };
+        let state = self.leader_state().await?;
+        if state.volume_by_name(&wanted.name).is_some() {
+            // It exists: the command only compares whose clone it is.
+            let snapshot = SnapshotId::default();
+            return Ok((Some(Source::Clone { volume, snapshot }), None));
+        }
+        let record = state.volumes.get(&volume).filter(|record| !record.is_deleted());
+        let record = record.ok_or_else(|| refused_status(&Refused::NoVolume { volume }))?;
+        if wanted.size < record.size {
+            let (size, source_size) = (wanted.size, record.size);
+            return Err(refused_status(&Refused::SmallerThanSource { size, source_size }));
+        }
+        let (snapshot, own) = take(&self.0, volume, &Wanted::Hidden).await?;
+        Ok((Some(Source::Clone { volume, snapshot }), Some(own)))
+    }
+
+    /// Why a volume is not there in time.
+    fn unmade(&self, volume: VolumeId) -> Status {
+        let state = self.0.meta.state();
+        match state.volumes.get(&volume) {
+            Some(record) if record.lifecycle == Lifecycle::Filling => {
+                let under_way = record.attachment.holder().is_some();
+                let how = if under_way { "is being" } else { "waits to be" };
+                Status::unavailable(format!("volume {volume} {how} filled from its source"))
+            }
+            _ => {
+                Status::unavailable(format!("volume {volume} is still being created on its nodes"))
+            }
+        }
+    }
+
     async fn propose_volume(
         &self,
         state: &State,
         wanted: &validate::NewVolume,
+        source: Option<Source>,
     ) -> Result<VolumeId, CommandError> {
         let nodes = if state.volume_by_name(&wanted.name).is_some() {
             // It exists: the command only compares, and must not fail for want of room.
@@ -96,6 +146,7 @@ impl ControlService {
             class: wanted.class,
             fs_type: wanted.fs_type,
             pinned: wanted.pinned,
+            source,
             replicas: nodes.into_iter().map(new_replica).collect(),
         };
         match self.0.proposer.propose(create, COMMAND).await? {
@@ -113,7 +164,10 @@ impl ControlService {
             let up = |node: NodeId| {
                 state.nodes.get(&node).is_some_and(|node| node.status == NodeStatus::Up)
             };
-            record.is_none_or(|record| !record.replicas.values().any(|replica| up(replica.node)))
+            record.is_none_or(|record| {
+                let retired = record.lifecycle == Lifecycle::Retired;
+                retired || !record.replicas.values().any(|replica| up(replica.node))
+            })
         });
         let freed = freed.await;
         freed.map(drop).ok_or_else(|| {
@@ -127,7 +181,7 @@ impl ControlService {
             None => return Err(invalid("by", "", "volume_id or name")),
             Some(By::VolumeId(text)) => {
                 let volume = validate::volume_id(&text)?;
-                let record = state.volumes.get(&volume);
+                let record = state.volumes.get(&volume).filter(is_shown);
                 record.ok_or_else(|| Status::not_found(format!("there is no volume {volume}")))?
             }
             Some(By::Name(name)) => {
@@ -145,17 +199,15 @@ impl ControlService {
     ) -> Result<api::ListVolumesResponse, Status> {
         let after = match request.starting_after.as_str() {
             "" => None,
-            text => Some(text.parse::<VolumeId>().map_err(|_| {
-                // CSI's word for a token that cannot be used any more.
-                Status::aborted(format!("starting_after: {text:?} is not accepted; accepted: \"\" or `next` of an earlier answer"))
-            })?),
+            text => Some(text.parse::<VolumeId>().map_err(|_| validate::token(text))?),
         };
         let limit = match usize::try_from(request.max_entries) {
             Ok(entries @ 1..=PAGE) => entries,
             _ => PAGE,
         };
         let state = self.leader_state().await?;
-        let mut records = state.volumes.values().filter(|record| Some(record.volume) > after);
+        let wanted = |record: &&Volume| Some(record.volume) > after && is_shown(record);
+        let mut records = state.volumes.values().filter(wanted);
         let volumes: Vec<_> =
             records.by_ref().take(limit).map(|record| convert::volume(&state, record)).collect();
         let more = records.next().is_some();
@@ -223,4 +275,9 @@ impl ControlService {
 fn failed(record: &Volume) -> bool {
     record.lifecycle == Lifecycle::Creating
         && record.replicas.values().any(|replica| replica.state == ReplicaState::Failed)
+}
+
+/// A volume of which only snapshots are left is none to callers.
+pub(super) fn is_shown(record: &&Volume) -> bool {
+    record.lifecycle != Lifecycle::Retired
 }

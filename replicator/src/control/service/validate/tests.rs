@@ -12,6 +12,7 @@ fn request() -> CreateVolumeRequest {
         fs_type: "ext4".to_owned(),
         preferred_nodes: vec![3],
         placement: "local".to_owned(),
+        source: None,
     }
 }
 
@@ -34,6 +35,14 @@ fn refusals_name_field_value_and_what_is_accepted() {
     type Spoil = fn(&mut CreateVolumeRequest);
     let rows: &[(Spoil, [&str; 3])] = &[
         (|r| r.placement = "here".into(), ["placement", "\"here\"", "\"local\""]),
+        (
+            |r| r.source = Some(Source::SourceSnapshotId("x".into())),
+            ["source_snapshot_id", "\"x\"", "CreateSnapshot"],
+        ),
+        (
+            |r| r.source = Some(Source::SourceVolumeId(String::new())),
+            ["source_volume_id", "\"\"", "CreateVolume"],
+        ),
         (|r| r.name.clear(), ["name", "\"\"", "1 to 128"]),
         (|r| r.name = "x".repeat(129), ["name", "xxx", "1 to 128"]),
         (|r| r.name = "a\nb".into(), ["name", "\\n", "printable"]),

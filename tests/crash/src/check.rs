@@ -6,7 +6,8 @@
 //! a later one of its own place, after the death of the process alone its last acknowledged or a
 //! later one (R23, R28, R29); the region of whatever is found is tagged at least as high as its
 //! write (R17); whatever differs from the content at the last sealed era is in a region with a
-//! higher tag (R19); new writes change nothing beside them (R23).
+//! higher tag (R19); snapshots are there and right (R26, see [`crate::snapshots`]); new writes change
+//! nothing beside them (R23).
 //!
 //! What is not: I/O errors, damage (see [`crate::rot`]), and what the engine does with the answers.
 
@@ -17,12 +18,13 @@ use kit::Rng;
 use kit::content::{BLOCK, Content, SECTOR, SECTORS, block_bytes, read_sector};
 use kit::ids::replica;
 use store::SessionId;
-use types::{Buf, Epoch, Era, REGION, Tag, crc32c};
+use types::{Buf, Epoch, Era, REGION, SnapshotId, Tag, crc32c};
 use wire::{Reply, Request, SealInfo, WireError};
 
 use crate::image::Image;
 use crate::model::{Life, Model, Volume};
 use crate::opened::Opened;
+use crate::snapshots;
 
 /// A volume as it was found.
 #[derive(Clone, Debug)]
@@ -35,6 +37,8 @@ pub struct Seen {
     pub sealed: Epoch,
     /// Its blocks, as far as they were read.
     pub content: Vec<Content>,
+    /// Its snapshots.
+    pub snapshots: Vec<SnapshotId>,
 }
 
 /// What a pool held.
@@ -88,13 +92,14 @@ pub fn check(image: &mut Image<'_>, model: &Model, how: How) -> Result<Observed,
         ensure!(sealed.0 >= volume.sealed_epoch, "volume {n} forgot its seal: {sealed}");
         ensure!(sealed.0 <= volume.epoch, "volume {n} promised {sealed}");
         ensure!(info.failed.is_none(), "volume {n} failed: {:?}", info.failed);
+        snapshots::check(&mut opened, volume, info, how.all)?;
         let (session, seq) = opened.attach(n, volume.epoch + 1);
-        seals.push((volume, session, seq, sealed));
+        seals.push((volume, session, seq, info));
     }
     opened.wait_for_leases();
     let mut seen = Vec::new();
-    for (volume, session, seq, sealed) in seals {
-        let n = volume.n;
+    for (volume, session, seq, found) in seals {
+        let (n, sealed, snapshots) = (volume.n, found.sealed, found.snapshots.clone());
         let info = match opened.replies.remove(&(session, seq)) {
             Some(Reply::Sealed(info)) => info,
             other => return Err(format!("volume {n} does not seal: {other:?}")),
@@ -102,7 +107,8 @@ pub fn check(image: &mut Image<'_>, model: &Model, how: How) -> Result<Observed,
         check_info(volume, &info, how)?;
         let content = read(&mut opened, volume, session, &info, how)?;
         check_tags(&mut opened, model, volume, session, &info, &content)?;
-        seen.push(Seen { n, info, sealed, content: content.into_values().collect() });
+        let content = content.into_values().collect();
+        seen.push(Seen { n, info, sealed, content, snapshots });
     }
     if let Some(seed) = how.write.filter(|_| how.all) {
         write(&mut opened, &seen, &mut Rng::new(seed))?;

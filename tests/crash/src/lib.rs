@@ -18,4 +18,5 @@ mod opened;
 pub mod raft;
 pub mod rot;
 pub mod run;
+pub mod snapshots;
 pub mod workload;

@@ -9,6 +9,7 @@ use store::SessionId;
 use types::Tag;
 
 use crate::check::Observed;
+use crate::snapshots::Snapshot;
 
 /// How far the making or deleting of a replica got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +52,10 @@ pub struct Volume {
     pub maybe_used: bool,
     /// A write was acknowledged, and no clean close was asked for since.
     pub surely_used: bool,
+    /// Snapshots that may be there.
+    pub snapshots: Vec<Snapshot>,
+    /// One is being made: no write may come before its answer.
+    pub snapshotting: bool,
 }
 
 impl Volume {
@@ -72,6 +77,8 @@ impl Volume {
             sealed_for_sure: Tag::default(),
             maybe_used: false,
             surely_used: false,
+            snapshots: Vec::new(),
+            snapshotting: false,
         }
     }
 
@@ -111,6 +118,7 @@ pub struct Model {
     pub volumes: Vec<Volume>,
     /// The tag of each write, by its number from 1 on.
     tags: Vec<Tag>,
+    snapshots: u64,
 }
 
 impl Model {
@@ -118,6 +126,12 @@ impl Model {
     pub fn number(&mut self, tag: Tag) -> u64 {
         self.tags.push(tag);
         self.tags.len() as u64
+    }
+
+    /// The number of a new snapshot.
+    pub fn next_snapshot(&mut self) -> u64 {
+        self.snapshots += 1;
+        self.snapshots
     }
 
     /// The tag of write `number`.
@@ -158,6 +172,7 @@ impl Model {
             volume.sealed_epoch = seen.sealed.0;
             volume.sealed_for_sure = seen.info.last_sealed;
             (volume.maybe_used, volume.surely_used) = (!seen.info.clean, !seen.info.clean);
+            volume.keep_snapshots(&seen.snapshots);
         }
     }
 
@@ -166,6 +181,7 @@ impl Model {
         for volume in &mut self.volumes {
             volume.session = None;
             volume.era = 1;
+            volume.snapshotting = false;
             for block in &mut volume.blocks {
                 block.busy = false;
             }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use kit::ids::{CLUSTER, POOL, boot, hello};
 use store::{Input, IoId, IoResult, OpenError, OpenOptions, Output, SessionId, Store};
 use types::{Instant, LEASE};
-use wire::{Reply, Request, Role};
+use wire::{Hello, Reply, Request, Role};
 
 use crate::image::Image;
 
@@ -41,8 +41,12 @@ impl<'i, 'm> Opened<'i, 'm> {
     /// Asks for a seal of volume `n`, answered after [`Self::wait_for_leases`].
     pub(crate) fn attach(&mut self, n: u8, epoch: u64) -> (SessionId, u64) {
         let session = SessionId(u64::from(n));
-        self.step(Input::Open { session, hello: hello(n, epoch, Role::Engine) });
+        self.open_session(session, hello(n, epoch, Role::Engine));
         (session, self.send(session, Request::Seal))
+    }
+
+    pub(crate) fn open_session(&mut self, session: SessionId, hello: Hello) {
+        self.step(Input::Open { session, hello });
     }
 
     /// Lets the leases of the life before run out.

@@ -1,5 +1,5 @@
-//! Random work on an open pool: writes, discards, flushes, eras, seals, closes, volumes that come,
-//! grow and go; every disk operation completes when chance says so. After every step of the store
+//! Random work on an open pool: writes, discards, flushes, eras, seals, closes, snapshots, volumes that
+//! come, grow and go; every disk operation completes when chance says so. After every step of the store
 //! power is cut (see [`crate::run`]).
 
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use kit::Rng;
 use kit::content::{BLOCK, SECTORS, block_bytes};
 use kit::ids::{boot, hello, incarnation, replica, volume};
 use store::{Admin, Input, IoId, IoResult, OpenError, OpenOptions, Output, SessionId, Store};
-use types::{Buf, BufMut, Epoch, Era, Instant, Tag, crc32c};
+use types::{Buf, BufMut, Epoch, Era, Instant, SnapshotId, Tag, crc32c};
 use wire::{Reply, Request, Role, WireError};
 
 use crate::disk::Disk;
@@ -20,11 +20,12 @@ const VOLUMES: usize = 3;
 const EOPNOTSUPP: i32 = 95;
 
 #[derive(Debug)]
-enum Pending {
+pub(crate) enum Pending {
     Seal,
     Write { first: usize, count: usize, id: u64 },
     Flush { last: Vec<u64>, seal: Option<Tag>, close: bool },
     Read,
+    Snapshot { id: SnapshotId, last: Vec<u64> },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +61,7 @@ pub struct Work {
     in_flight: Vec<(IoId, DiskOp)>,
     pending: BTreeMap<(SessionId, u64), (u8, Pending)>,
     admin: BTreeMap<u64, (u8, Option<usize>)>,
+    drops: BTreeMap<u64, (u8, SnapshotId)>,
     next: u64,
     next_volume: u8,
 }
@@ -79,6 +81,7 @@ impl Work {
             in_flight: Vec::new(),
             pending: BTreeMap::new(),
             admin: BTreeMap::new(),
+            drops: BTreeMap::new(),
             next: 1,
             next_volume,
         }
@@ -106,6 +109,7 @@ impl Work {
         self.in_flight.clear();
         self.pending.clear();
         self.admin.clear();
+        self.drops.clear();
         self.model.killed();
         self.store = open(&mut self.disk, &self.model)?;
         self.now = Instant(1);
@@ -119,6 +123,7 @@ impl Work {
                 volume.blocks.truncate(volume.size);
                 volume.sealed_epoch = found.sealed.0;
                 volume.sealed_for_sure = found.last_sealed;
+                volume.keep_snapshots(&found.snapshots);
             }
         }
         Ok(())
@@ -135,7 +140,7 @@ impl Work {
         self.next
     }
 
-    fn step(&mut self, input: Input, cut: &mut dyn FnMut(&Disk, &Model)) {
+    pub(crate) fn step(&mut self, input: Input, cut: &mut dyn FnMut(&Disk, &Model)) {
         let mut out = Vec::new();
         self.store.step(self.now, input, &mut out);
         let mut changed = false;
@@ -197,7 +202,17 @@ impl Work {
         self.step(Input::Io { id, result }, cut);
     }
 
+    /// The number of an operation that drops a snapshot.
+    pub(crate) fn dropping(&mut self, n: u8, snapshot: SnapshotId) -> u64 {
+        let op = self.unique();
+        self.drops.insert(op, (n, snapshot));
+        op
+    }
+
     fn administered(&mut self, op: u64) {
+        if let Some((n, snapshot)) = self.drops.remove(&op) {
+            return self.model.volume(n).snapshot_dropped(snapshot);
+        }
         let Some((n, size)) = self.admin.remove(&op) else { panic!("{op} was not asked for") };
         let volume = self.model.volume(n);
         match (volume.life, size) {
@@ -245,11 +260,17 @@ impl Work {
                 }
             }
             (Pending::Read, Reply::Data { .. }) => {}
+            (Pending::Snapshot { id, last }, Reply::Done) => {
+                for (block, last) in volume.blocks.iter_mut().zip(last) {
+                    block.flush(last);
+                }
+                volume.snapshot_made(id);
+            }
             (pending, reply) => panic!("volume {n}: {pending:?} was answered with {reply:?}"),
         }
     }
 
-    fn send(
+    pub(crate) fn send(
         &mut self,
         at: usize,
         request: Request,
@@ -268,6 +289,7 @@ impl Work {
         self.pending.retain(|_, (of, _)| *of != n);
         let volume = self.model.volume(n);
         volume.session = None;
+        volume.snapshotting = false;
         for block in &mut volume.blocks {
             block.busy = false;
         }
@@ -379,6 +401,8 @@ impl Work {
             93..95 => self.attach(at, cut),
             95 => self.resize(at, cut),
             96 if self.rng.one_in(2) => self.delete(at, cut),
+            97 | 98 => self.snapshot(at, cut),
+            99 => self.drop_snapshot(at, cut),
             _ => {}
         }
     }
@@ -455,6 +479,9 @@ impl Work {
     /// A range of blocks that nothing writes to at present.
     fn range(&mut self, at: usize, longest: usize, anywhere: bool) -> Option<(usize, usize)> {
         let volume = &self.model.volumes[at];
+        if volume.snapshotting {
+            return None;
+        }
         let within = if anywhere {
             0..volume.size
         } else {

@@ -541,6 +541,8 @@ impl World {
             EngineOutput::ReplicasDiffer { blocks } => {
                 self.note(|| format!("node {} epoch {epoch}: {blocks} blocks differ", n + 1));
             }
+            // Snapshots are not simulated yet.
+            EngineOutput::Snapshot { .. } | EngineOutput::Filled { .. } => {}
             EngineOutput::Compared { ticket, result } => self.compared(n, id, ticket, result),
             EngineOutput::Failed { reason } => {
                 self.note(|| format!("node {} epoch {epoch}: engine failed: {reason}", n + 1));

@@ -7,7 +7,7 @@ use proto::csi::VolumeCapability;
 use proto::csi::volume_capability::access_mode::Mode as Wire;
 use proto::csi::volume_capability::{AccessType, MountVolume};
 use std::path::{Component, Path, PathBuf};
-use types::VolumeId;
+use types::{SnapshotId, VolumeId};
 
 /// Longest path that is accepted, in bytes: Linux's own limit.
 pub const MAX_PATH: usize = 4096;
@@ -164,8 +164,25 @@ pub fn non_empty(field: &'static str, text: &str) -> Result<(), RequestError> {
 /// # Errors
 /// INVALID_ARGUMENT if empty, NOT_FOUND if it is not a canonical UUID.
 pub fn volume_id(text: &str) -> Result<VolumeId, RequestError> {
-    non_empty("volume_id", text)?;
-    text.parse().map_err(|_| RequestError::NoVolume { id: shorten(text) })
+    volume_id_in("volume_id", text)
+}
+
+/// As [`volume_id`], in a field of another name.
+///
+/// # Errors
+/// As [`volume_id`].
+pub fn volume_id_in(field: &'static str, text: &str) -> Result<VolumeId, RequestError> {
+    non_empty(field, text)?;
+    text.parse().map_err(|_| RequestError::NoVolume { field, id: shorten(text) })
+}
+
+/// Checks a snapshot id, like [`volume_id`].
+///
+/// # Errors
+/// INVALID_ARGUMENT if empty, NOT_FOUND if it is not a canonical UUID.
+pub fn snapshot_id_in(field: &'static str, text: &str) -> Result<SnapshotId, RequestError> {
+    non_empty(field, text)?;
+    text.parse().map_err(|_| RequestError::NoSnapshot { field, id: shorten(text) })
 }
 
 /// Checks a path that we are going to mount on or unmount: absolute, below the root, without `.` or
@@ -194,22 +211,6 @@ pub fn path(field: &'static str, text: &str) -> Result<PathBuf, RequestError> {
         return Err(refuse());
     }
     Ok(clean)
-}
-
-/// Refuses content sources: Holdfast has neither snapshots nor clones yet.
-///
-/// # Errors
-/// INVALID_ARGUMENT.
-pub fn refuse_content(
-    source: Option<&proto::csi::VolumeContentSource>,
-) -> Result<(), RequestError> {
-    if source.is_some() {
-        return Err(RequestError::Unsupported {
-            what: "volume_content_source".into(),
-            instead: "create an empty volume: snapshots and clones are not advertised",
-        });
-    }
-    Ok(())
 }
 
 #[cfg(test)]

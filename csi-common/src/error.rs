@@ -40,8 +40,18 @@ pub enum RequestError {
         reason: String,
     },
     /// NOT_FOUND: an id that cannot be one of ours.
-    #[error("volume_id {id:?} names no volume: Holdfast's volume ids are lower-case UUIDs")]
+    #[error("{field} {id:?} names no volume: Holdfast's volume ids are lower-case UUIDs")]
     NoVolume {
+        /// Name of the field in csi.proto.
+        field: &'static str,
+        /// The id, shortened.
+        id: String,
+    },
+    /// NOT_FOUND: an id that cannot be one of ours.
+    #[error("{field} {id:?} names no snapshot: Holdfast's snapshot ids are lower-case UUIDs")]
+    NoSnapshot {
+        /// Name of the field in csi.proto.
+        field: &'static str,
         /// The id, shortened.
         id: String,
     },
@@ -70,7 +80,7 @@ impl RequestError {
                 Code::InvalidArgument
             }
             Self::OutOfRange { .. } => Code::OutOfRange,
-            Self::NoVolume { .. } => Code::NotFound,
+            Self::NoVolume { .. } | Self::NoSnapshot { .. } => Code::NotFound,
             Self::Busy { .. } => Code::Aborted,
         }
     }

@@ -5,6 +5,7 @@
 
 mod devices;
 mod server;
+mod snapshots;
 
 pub use devices::LoopDevice;
 pub use server::{FakeControl, FakeServer, State};

@@ -16,8 +16,8 @@ mod serve;
 
 pub use capacity::{DEFAULT_VOLUME, VOLUME_UNIT, volume_size};
 pub use check::{
-    Access, Capability, FsType, MAX_PATH, Mode, capability, non_empty, path, refuse_content,
-    volume_id,
+    Access, Capability, FsType, MAX_PATH, Mode, capability, non_empty, path, snapshot_id_in,
+    volume_id, volume_id_in,
 };
 pub use config::{ConfigError, read_config};
 pub use error::{RequestError, from_client};

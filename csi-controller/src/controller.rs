@@ -1,10 +1,12 @@
 //! The Controller service.
 
-use crate::create::{Wanted, check_capabilities, check_create, check_fs_type, compatible, confirm};
+use crate::create::{Wanted, check_capabilities, check_create, check_use, compatible, confirm};
 use crate::health::health;
 use crate::parameters::{Changes, Parameters, Placement};
-use crate::topology;
+use crate::source::Source;
+use crate::{snapshots, topology};
 use client::{Client, api};
+use core::str::FromStr;
 use core::time::Duration;
 use csi_common::{
     CONTEXT_FS_TYPE, Capability, FsType, InFlight, RequestError, VOLUME_UNIT, capability,
@@ -20,9 +22,11 @@ use proto::csi::{
     ControllerGetVolumeHealthRequest, ControllerGetVolumeHealthResponse,
     ControllerGetVolumeRequest, ControllerGetVolumeResponse, ControllerListVolumeHealthRequest,
     ControllerListVolumeHealthResponse, ControllerModifyVolumeRequest,
-    ControllerModifyVolumeResponse, ControllerServiceCapability, CreateVolumeRequest,
-    CreateVolumeResponse, DeleteVolumeRequest, DeleteVolumeResponse, GetCapacityRequest,
-    GetCapacityResponse, ListVolumesRequest, ListVolumesResponse,
+    ControllerModifyVolumeResponse, ControllerServiceCapability, CreateSnapshotRequest,
+    CreateSnapshotResponse, CreateVolumeRequest, CreateVolumeResponse, DeleteSnapshotRequest,
+    DeleteSnapshotResponse, DeleteVolumeRequest, DeleteVolumeResponse, GetCapacityRequest,
+    GetCapacityResponse, GetSnapshotRequest, GetSnapshotResponse, ListSnapshotsRequest,
+    ListSnapshotsResponse, ListVolumesRequest, ListVolumesResponse,
     ValidateVolumeCapabilitiesRequest, ValidateVolumeCapabilitiesResponse, Volume, VolumeHealth,
     controller_server::Controller,
 };
@@ -33,13 +37,19 @@ use types::VolumeId;
 /// Deadline of the calls behind one CSI call; the sidecars' own is longer and they call again.
 const DEADLINE: Duration = Duration::from_secs(30);
 
+/// Longest name of a volume or snapshot, in bytes.
+const MAX_NAME: usize = 128;
+
 type Answer<T> = Result<Response<T>, Status>;
 
 /// The Controller service over a client of the cluster.
 #[derive(Clone)]
 pub struct ControllerService {
     client: Client,
+    /// By volume id, or by name until there is one.
     in_flight: InFlight,
+    /// By snapshot id, or by name until there is one, which a volume may have as well.
+    snapshots_in_flight: InFlight,
     alpha: bool,
 }
 
@@ -47,7 +57,12 @@ impl ControllerService {
     /// A service that asks `client`; with the calls that CSI calls alpha if `alpha`.
     #[must_use]
     pub fn new(client: &Client, alpha: bool) -> Self {
-        Self { client: client.with_deadline(DEADLINE), in_flight: InFlight::default(), alpha }
+        Self {
+            client: client.with_deadline(DEADLINE),
+            in_flight: InFlight::default(),
+            snapshots_in_flight: InFlight::default(),
+            alpha,
+        }
     }
 
     fn check_alpha(&self, call: &str) -> Result<(), Status> {
@@ -100,18 +115,33 @@ impl ControllerService {
         match self.client.get_volume_by_name(&wanted.name).await {
             Ok(volume) => {
                 compatible(&volume, &wanted)?;
-                if volume.state() != api::VolumeState::Creating {
-                    return Ok(present(&volume));
+                match volume.state() {
+                    // Some replica is not there yet, or not filled: asking again waits for it.
+                    api::VolumeState::Creating | api::VolumeState::Filling => {
+                        self.ask(&wanted, volume.size_bytes, volume.fs_type).await
+                    }
+                    _ => Ok(present(&volume)),
                 }
-                // Some replica is not there yet: asking again waits for it.
-                self.ask(&wanted, volume.size_bytes).await
             }
-            Err(error) if error.code() == Code::NotFound => self.ask(&wanted, wanted.size).await,
+            Err(error) if error.code() == Code::NotFound => {
+                let origin = match wanted.source {
+                    Some(source) => Some(source.look_up(&self.client).await?),
+                    None => None,
+                };
+                let (size, fs_type) = wanted.shape(origin)?;
+                let fs_type = fs_type.map_or("", FsType::name);
+                self.ask(&wanted, size, fs_type.to_owned()).await
+            }
             Err(error) => Err(from_client(&error)),
         }
     }
 
-    async fn ask(&self, wanted: &Wanted, size_bytes: u64) -> Result<Volume, Status> {
+    async fn ask(
+        &self,
+        wanted: &Wanted,
+        size_bytes: u64,
+        fs_type: String,
+    ) -> Result<Volume, Status> {
         let preferred_nodes = if wanted.near.is_empty() {
             Vec::new()
         } else {
@@ -123,9 +153,10 @@ impl ControllerService {
             size_bytes,
             repl: wanted.parameters.repl,
             priority_io: wanted.parameters.priority_io.clone(),
-            fs_type: wanted.fs_type.map_or("", FsType::name).to_owned(),
+            fs_type,
             preferred_nodes,
             placement: wanted.parameters.placement.word().to_owned(),
+            source: wanted.source.map(Source::to_api),
         };
         let volume = self.client.create_volume(request).await.map_err(|e| from_client(&e))?;
         Ok(present(&volume))
@@ -175,7 +206,7 @@ impl ControllerService {
 }
 
 /// Bytes as csi.proto counts them; no volume comes near the limit.
-fn to_wire(bytes: u64) -> i64 {
+pub(crate) fn to_wire(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
@@ -190,7 +221,7 @@ pub(crate) fn present(volume: &api::Volume) -> Volume {
         capacity_bytes: to_wire(volume.size_bytes),
         volume_id: volume.volume_id.clone(),
         volume_context,
-        content_source: None,
+        content_source: Source::of(volume).map(Source::to_csi),
         accessible_topology: match Placement::of(&volume.placement) {
             Placement::Anywhere => Vec::new(),
             Placement::Local => {
@@ -201,13 +232,28 @@ pub(crate) fn present(volume: &api::Volume) -> Volume {
     }
 }
 
-/// Checks what asks for a page of volumes; returns how many entries it may have, 0 for all.
-fn check_page(max_entries: i32, starting_token: &str) -> Result<u32, Status> {
+/// Checks the name of a volume or snapshot.
+pub(crate) fn check_name(name: &str) -> Result<(), RequestError> {
+    non_empty("name", name)?;
+    // Control characters, as the specification bans them, and line breaks, which no log line needs.
+    if name.len() > MAX_NAME || name.chars().any(char::is_control) {
+        let accepted = "1-128 bytes without control characters";
+        return Err(RequestError::invalid("name", name, accepted));
+    }
+    Ok(())
+}
+
+/// Checks what asks for a page of things whose ids are `Id`; returns how many entries it may have, 0 for
+/// all.
+pub(crate) fn check_page<Id: FromStr>(
+    max_entries: i32,
+    starting_token: &str,
+) -> Result<u32, Status> {
     let entries = u32::try_from(max_entries).map_err(|_| {
         RequestError::invalid("max_entries", &max_entries.to_string(), "0 (all) or more")
     })?;
-    // A token is the last volume id of the page before: it stays good when volumes come and go.
-    if !starting_token.is_empty() && starting_token.parse::<VolumeId>().is_err() {
+    // A token is the last id of the page before: it stays good when volumes and snapshots come and go.
+    if !starting_token.is_empty() && starting_token.parse::<Id>().is_err() {
         return Err(Status::aborted(
             "starting_token is not accepted; accepted: empty, or next_token of an earlier answer",
         ));
@@ -276,7 +322,7 @@ impl Controller for ControllerService {
         request: Request<ListVolumesRequest>,
     ) -> Answer<ListVolumesResponse> {
         let ListVolumesRequest { max_entries, starting_token } = request.into_inner();
-        let max_entries = check_page(max_entries, &starting_token)?;
+        let max_entries = check_page::<VolumeId>(max_entries, &starting_token)?;
         let page = self.client.list_volumes(max_entries, &starting_token).await;
         let page = page.map_err(|e| from_client(&e))?;
         let entry = |volume: &api::Volume| Entry { volume: Some(present(volume)), status: None };
@@ -297,7 +343,7 @@ impl Controller for ControllerService {
             .iter()
             .map(|one| capability(Some(one)))
             .collect::<Result<_, _>>()?;
-        let fs_type = check_fs_type(&parameters, &capabilities)?;
+        let fs_type = check_use(&parameters, &capabilities)?.fs_type(None);
         let least = to_wire(fs_type.map_or(VOLUME_UNIT, FsType::least_volume));
         let mut answer = GetCapacityResponse {
             available_capacity: 0,
@@ -368,6 +414,46 @@ impl Controller for ControllerService {
         self.alone("ControllerModifyVolume", &volume.to_string(), work).await
     }
 
+    async fn create_snapshot(
+        &self,
+        request: Request<CreateSnapshotRequest>,
+    ) -> Answer<CreateSnapshotResponse> {
+        let wanted = snapshots::check_create(request.get_ref())?;
+        let (client, key) = (self.client.clone(), wanted.name.clone());
+        let work = async move { snapshots::create(&client, &wanted).await };
+        let snapshot = Some(self.snapshots_in_flight.run("CreateSnapshot", &key, work).await?);
+        Ok(Response::new(CreateSnapshotResponse { snapshot }))
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<DeleteSnapshotRequest>,
+    ) -> Answer<DeleteSnapshotResponse> {
+        if let Some(snapshot) = snapshots::check_delete(request.get_ref())? {
+            let client = self.client.clone();
+            let work = async move { snapshots::delete(&client, snapshot).await };
+            let key = snapshot.to_string();
+            self.snapshots_in_flight.run("DeleteSnapshot", &key, work).await?;
+        }
+        Ok(Response::new(DeleteSnapshotResponse {}))
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<ListSnapshotsRequest>,
+    ) -> Answer<ListSnapshotsResponse> {
+        snapshots::list(&self.client, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_snapshot(
+        &self,
+        request: Request<GetSnapshotRequest>,
+    ) -> Answer<GetSnapshotResponse> {
+        self.check_alpha("GetSnapshot")?;
+        let snapshot = Some(snapshots::get(&self.client, request.get_ref()).await?);
+        Ok(Response::new(GetSnapshotResponse { snapshot }))
+    }
+
     async fn controller_get_capabilities(
         &self,
         _: Request<ControllerGetCapabilitiesRequest>,
@@ -376,6 +462,9 @@ impl Controller for ControllerService {
             rpc::Type::CreateDeleteVolume,
             rpc::Type::ListVolumes,
             rpc::Type::GetCapacity,
+            rpc::Type::CreateDeleteSnapshot,
+            rpc::Type::ListSnapshots,
+            rpc::Type::CloneVolume,
             rpc::Type::ExpandVolume,
             rpc::Type::SingleNodeMultiWriter,
             rpc::Type::ModifyVolume,
@@ -383,6 +472,7 @@ impl Controller for ControllerService {
         if self.alpha {
             kinds.extend([
                 rpc::Type::GetVolume,
+                rpc::Type::GetSnapshot,
                 rpc::Type::GetVolumeHealth,
                 rpc::Type::ListVolumeHealth,
             ]);
@@ -424,7 +514,7 @@ impl Controller for ControllerService {
     ) -> Answer<ControllerListVolumeHealthResponse> {
         self.check_alpha("ControllerListVolumeHealth")?;
         let request = request.into_inner();
-        let limit = check_page(request.max_entries, &request.starting_token)?;
+        let limit = check_page::<VolumeId>(request.max_entries, &request.starting_token)?;
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let (entries, next_token) = self.unwell(limit, request.starting_token).await?;
         Ok(Response::new(ControllerListVolumeHealthResponse { entries, next_token }))

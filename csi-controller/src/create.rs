@@ -1,30 +1,79 @@
 //! What CreateVolume may ask for, and whether a volume that exists is what was asked for.
 
-use crate::controller::present;
+use crate::controller::{check_name, present};
 use crate::parameters::{Changes, PLACEMENT, PRIORITY_IO, Parameters, Placement, REPL};
+use crate::source::{Origin, Source};
 use crate::topology::{self, Place};
 use client::api;
-use csi_common::{
-    Access, Capability, FsType, RequestError, VOLUME_UNIT, capability, non_empty, refuse_content,
-    volume_size,
-};
+use csi_common::{Access, Capability, FsType, RequestError, VOLUME_UNIT, capability, volume_size};
 use proto::csi::{CreateVolumeRequest, ValidateVolumeCapabilitiesRequest, VolumeCapability};
 use tonic::Status;
-
-/// Longest volume name, in bytes.
-const MAX_NAME: usize = 128;
 
 /// A checked CreateVolume.
 #[derive(Clone, Debug)]
 pub struct Wanted {
     pub name: String,
+    /// In bytes, of a volume that begins with zeros.
     pub size: u64,
     pub required: u64,
     pub limit: u64,
     pub parameters: Parameters,
-    pub fs_type: Option<FsType>,
+    pub use_as: Use,
+    pub source: Option<Source>,
     /// Where the first copy is best, or with `placement: local` where it has to be; best first.
     pub near: Vec<Place>,
+}
+
+/// What the volume is for, as far as a request says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Use {
+    /// The filesystem that was asked for.
+    pub fs_type: Option<FsType>,
+    /// Whether it is to be mounted.
+    pub mounted: bool,
+}
+
+impl Use {
+    /// The filesystem of a volume that is a copy of `origin`, or that begins with zeros; `None`: raw use.
+    pub fn fs_type(self, origin: Option<Origin>) -> Option<FsType> {
+        let default = || origin.and_then(|origin| origin.fs_type).unwrap_or(FsType::Ext4);
+        self.fs_type.or_else(|| self.mounted.then(default))
+    }
+}
+
+impl Wanted {
+    /// Size in bytes and filesystem of what is to be made.
+    ///
+    /// # Errors
+    /// OUT_OF_RANGE if a copy of `origin` does not fit in, INVALID_ARGUMENT if it has another filesystem
+    /// than was asked for.
+    pub fn shape(&self, origin: Option<Origin>) -> Result<(u64, Option<FsType>), RequestError> {
+        let fs_type = self.use_as.fs_type(origin);
+        let Some(origin) = origin else { return Ok((self.size, fs_type)) };
+        if let (Some(wanted), Some(is)) = (fs_type, origin.fs_type)
+            && wanted != is
+        {
+            let accepted = format!("{is}, which is what is on the source");
+            return Err(RequestError::invalid("filesystem", wanted.name(), accepted));
+        }
+        let out_of_range = |reason| Err(RequestError::OutOfRange { reason });
+        let Origin { size: least, .. } = origin;
+        if self.required != 0 && self.size < least {
+            let required = self.required;
+            return out_of_range(format!(
+                "required_bytes {required} is less than the {least} bytes of the source"
+            ));
+        }
+        // Without a required size it is a copy as large as the source.
+        let size = if self.required == 0 { least } else { self.size };
+        if self.limit != 0 && size > self.limit {
+            let limit = self.limit;
+            return out_of_range(format!(
+                "limit_bytes {limit} is less than the {least} bytes of the source"
+            ));
+        }
+        Ok((size, fs_type))
+    }
 }
 
 /// ALREADY_EXISTS unless `volume` is what `wanted` asks for. A volume that was expanded since still is.
@@ -35,7 +84,11 @@ pub fn compatible(volume: &api::Volume, wanted: &Wanted) -> Result<(), Status> {
             wanted.name
         )))
     };
-    let fs_type = wanted.fs_type.map_or("", FsType::name);
+    let words = |source: Option<Source>| source.map_or("zeros".to_owned(), |s| s.to_string());
+    let source = Source::of(volume);
+    if source != wanted.source {
+        return conflict("a content of", &words(source), &words(wanted.source));
+    }
     if volume.repl != wanted.parameters.repl {
         return conflict("repl", &volume.repl, &wanted.parameters.repl);
     }
@@ -46,6 +99,11 @@ pub fn compatible(volume: &api::Volume, wanted: &Wanted) -> Result<(), Status> {
     if volume.priority_io != wanted.parameters.priority_io {
         return conflict("priority_io", &volume.priority_io, &wanted.parameters.priority_io);
     }
+    let fs_type = match source {
+        // It got its source's, which may be gone; nothing else was asked for.
+        Some(_) if wanted.use_as == (Use { fs_type: None, mounted: true }) => &volume.fs_type,
+        _ => wanted.use_as.fs_type(None).map_or("", FsType::name),
+    };
     if volume.fs_type != fs_type {
         return conflict("filesystem", &volume.fs_type, &fs_type);
     }
@@ -54,16 +112,6 @@ pub fn compatible(volume: &api::Volume, wanted: &Wanted) -> Result<(), Status> {
     }
     if wanted.limit != 0 && volume.size_bytes > wanted.limit {
         return conflict("bytes", &volume.size_bytes, &format_args!("at most {}", wanted.limit));
-    }
-    Ok(())
-}
-
-fn check_name(name: &str) -> Result<(), RequestError> {
-    non_empty("name", name)?;
-    // Control characters, as the specification bans them, and line breaks, which no log line needs.
-    if name.len() > MAX_NAME || name.chars().any(char::is_control) {
-        let accepted = "1-128 bytes without control characters";
-        return Err(RequestError::invalid("name", name, accepted));
     }
     Ok(())
 }
@@ -77,11 +125,11 @@ pub fn check_capabilities(given: &[VolumeCapability]) -> Result<Vec<Capability>,
     given.iter().map(|one| capability(Some(one))).collect()
 }
 
-/// The one filesystem that parameters and capabilities agree on; `None` for a volume of raw use only.
-pub fn check_fs_type(
+/// The one use that parameters and capabilities agree on.
+pub fn check_use(
     parameters: &Parameters,
     capabilities: &[Capability],
-) -> Result<Option<FsType>, RequestError> {
+) -> Result<Use, RequestError> {
     let mut chosen = parameters.fs_type;
     let mut mounted = false;
     for capability in capabilities {
@@ -98,7 +146,7 @@ pub fn check_fs_type(
             _ => chosen = chosen.or(*fs_type),
         }
     }
-    Ok(if mounted { Some(chosen.unwrap_or(FsType::Ext4)) } else { chosen })
+    Ok(Use { fs_type: chosen, mounted })
 }
 
 pub fn check_create(request: &CreateVolumeRequest) -> Result<Wanted, RequestError> {
@@ -106,9 +154,8 @@ pub fn check_create(request: &CreateVolumeRequest) -> Result<Wanted, RequestErro
     let capabilities = check_capabilities(&request.volume_capabilities)?;
     let changes = Changes::parse(&request.mutable_parameters)?;
     let parameters = Parameters::parse(&request.parameters)?.changed_by(&changes);
-    refuse_content(request.volume_content_source.as_ref())?;
-    let fs_type = check_fs_type(&parameters, &capabilities)?;
-    let least = fs_type.map_or(VOLUME_UNIT, FsType::least_volume);
+    let use_as = check_use(&parameters, &capabilities)?;
+    let least = use_as.fs_type(None).map_or(VOLUME_UNIT, FsType::least_volume);
     let size = volume_size(request.capacity_range.as_ref(), least)?;
     let range = request.capacity_range.unwrap_or_default();
     Ok(Wanted {
@@ -117,7 +164,8 @@ pub fn check_create(request: &CreateVolumeRequest) -> Result<Wanted, RequestErro
         required: range.required_bytes.unsigned_abs(),
         limit: range.limit_bytes.unsigned_abs(),
         parameters,
-        fs_type,
+        use_as,
+        source: Source::parse(request.volume_content_source.as_ref())?,
         near: topology::places(request.accessibility_requirements.as_ref()),
     })
 }
@@ -156,5 +204,5 @@ pub fn confirm(
         }
         parameters.fs_type = fs_type;
     }
-    check_fs_type(&parameters, &capabilities).map(|_| ()).map_err(|e| e.to_string())
+    check_use(&parameters, &capabilities).map(|_| ()).map_err(|e| e.to_string())
 }

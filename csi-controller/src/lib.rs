@@ -1,4 +1,4 @@
-//! The CSI controller plugin: the life of volumes, over the replicators' control API.
+//! The CSI controller plugin: the life of volumes and snapshots, over the replicators' control API.
 //!
 //! And, if told to, the failover controller ([`failover`]).
 //!
@@ -11,6 +11,8 @@ pub mod failover;
 mod health;
 mod parameters;
 mod readiness;
+mod snapshots;
+mod source;
 #[cfg(test)]
 mod tests;
 mod topology;

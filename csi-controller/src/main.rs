@@ -15,8 +15,8 @@ use std::path::PathBuf;
 /// The CSI controller plugin of Holdfast: creates, deletes, lists, grows and modifies volumes; and, if told
 /// to, the failover controller.
 ///
-/// Runs once per Kubernetes cluster, beside the external-provisioner and external-resizer sidecars,
-/// which call it on the socket given by --endpoint. It asks any replicator of the cluster and follows
+/// Runs once per Kubernetes cluster, beside the external-provisioner, external-resizer and
+/// external-snapshotter sidecars, which call it on the socket given by --endpoint. It asks any replicator of the cluster and follows
 /// it to the leader; it keeps no state. Every flag may also stand in the file given by --config (TOML,
 /// the same names with _ for -); flags win.
 #[derive(Debug, Parser)]
@@ -37,8 +37,8 @@ csi_common::settings! { Settings {
     /// may be down.
     #[arg(long, value_name = "URL,…", value_delimiter = ',')]
     replicators: Vec<String>,
-    /// Offer the calls that CSI 1.13 names alpha: ControllerGetVolume, ControllerGetVolumeHealth and
-    /// ControllerListVolumeHealth [default: false]
+    /// Offer the calls that CSI 1.13 names alpha: GetSnapshot, ControllerGetVolume,
+    /// ControllerGetVolumeHealth and ControllerListVolumeHealth [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     alpha: bool,
     /// What to log: error, warn, info, debug, trace, or target=level,… [default: info]

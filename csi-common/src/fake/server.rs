@@ -1,7 +1,9 @@
 //! The Control service over [`State`].
 
 use super::LoopDevice;
+use super::snapshots::no_snapshot;
 use proto::control::control_server::{Control, ControlServer};
+use proto::control::create_volume_request::Source;
 use proto::control::*;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,6 +17,7 @@ use tonic::{Code, Request, Response, Status};
 #[derive(Debug, Default)]
 pub struct State {
     pub volumes: BTreeMap<String, Volume>,
+    pub snapshots: BTreeMap<String, Snapshot>,
     pub nodes: Vec<Node>,
     pub leader: u64,
     pub ready: bool,
@@ -30,6 +33,14 @@ pub struct State {
     pub refuse: BTreeMap<&'static str, (Code, String)>,
     pub calls: Vec<&'static str>,
     next: u64,
+}
+
+impl State {
+    /// A number that no volume and no snapshot has yet.
+    pub(super) fn next_id(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
 }
 
 /// The fake; clones share the state.
@@ -119,8 +130,7 @@ impl FakeControl {
     /// Adds a volume without the API; returns its id.
     pub fn add_volume(&self, name: &str, size_bytes: u64) -> String {
         let mut state = self.state();
-        state.next += 1;
-        let volume_id = format!("00000000-0000-4000-8000-{:012x}", state.next);
+        let volume_id = format!("00000000-0000-4000-8000-{:012x}", state.next_id());
         let volume = Volume {
             volume_id: volume_id.clone(),
             name: name.into(),
@@ -151,7 +161,7 @@ impl FakeControl {
     }
 }
 
-fn no_volume(id: &str) -> Status {
+pub(super) fn no_volume(id: &str) -> Status {
     Status::not_found(format!("volume {id:?} does not exist"))
 }
 
@@ -168,6 +178,7 @@ impl Control for FakeControl {
                 volume.state = VolumeState::Detached.into();
                 return Ok(Response::new(volume.clone()));
             }
+            state.check_source(request.source.as_ref(), request.size_bytes)?;
         }
         let id = self.add_volume(&request.name, request.size_bytes);
         let mut state = self.state();
@@ -176,6 +187,11 @@ impl Control for FakeControl {
         volume.priority_io = request.priority_io;
         volume.placement = request.placement;
         volume.fs_type = request.fs_type;
+        match request.source {
+            Some(Source::SourceSnapshotId(id)) => volume.source_snapshot_id = id,
+            Some(Source::SourceVolumeId(id)) => volume.source_volume_id = id,
+            None => {}
+        }
         Ok(Response::new(volume.clone()))
     }
 
@@ -237,6 +253,33 @@ impl Control for FakeControl {
 
     async fn move_replica(&self, _: Request<MoveReplicaRequest>) -> Answer<Volume> {
         Err(Status::unimplemented("not part of the fake"))
+    }
+
+    async fn create_snapshot(&self, request: Request<CreateSnapshotRequest>) -> Answer<Snapshot> {
+        let mut state = self.enter("CreateSnapshot").await?;
+        state.take(request.into_inner()).map(Response::new)
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<DeleteSnapshotRequest>,
+    ) -> Answer<DeleteSnapshotResponse> {
+        self.enter("DeleteSnapshot").await?.drop_snapshot(&request.into_inner().snapshot_id)?;
+        Ok(Response::new(DeleteSnapshotResponse {}))
+    }
+
+    async fn get_snapshot(&self, request: Request<GetSnapshotRequest>) -> Answer<Snapshot> {
+        let state = self.enter("GetSnapshot").await?;
+        let found = state.find_snapshot(request.into_inner().by);
+        found.cloned().map(Response::new).ok_or_else(|| no_snapshot("asked for"))
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<ListSnapshotsRequest>,
+    ) -> Answer<ListSnapshotsResponse> {
+        let state = self.enter("ListSnapshots").await?;
+        Ok(Response::new(state.page_of_snapshots(request.get_ref())))
     }
 
     async fn get_capacity(

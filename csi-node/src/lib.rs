@@ -9,6 +9,7 @@ mod bounded;
 mod command;
 mod content;
 mod error;
+mod extent;
 mod filesystem;
 mod health;
 mod mountinfo;

@@ -175,8 +175,8 @@ pub async fn mount_filesystem(
         })
     };
     match attempt(options.clone()).await {
-        // XFS refuses a UUID that it has mounted already: a dead mount of an earlier epoch that some
-        // process still holds. The device is ours alone, so the same UUID twice is the same volume.
+        // XFS refuses a UUID that it has mounted already: that of a dead mount of an earlier epoch that
+        // some process still holds, or of a volume that this one is a copy of. The device is ours alone.
         Err(Error::System { errno: Errno::EINVAL, .. }) if fs_type == FsType::Xfs => {
             tracing::warn!(device = %device.display(), "mounting again with nouuid");
             let mut options = options.clone();

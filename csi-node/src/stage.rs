@@ -3,7 +3,7 @@
 use crate::mountinfo::{Mount, MountTable};
 use crate::mounts::{self, Health};
 use crate::service::{NodeService, Stage, StageAccess, device};
-use crate::{Error, filesystem};
+use crate::{Error, extent, filesystem};
 use client::api::Attachment;
 use csi_common::FsType;
 use std::path::Path;
@@ -62,7 +62,12 @@ impl NodeService {
         mounts::make_directory(path, true, &self.bounded).await?;
         let fs_type = filesystem::ensure(stage.volume, &device, *fs_type, &self.bounded).await?;
         let options = options.clone().with_defaults(fs_type, *read_only);
+        let room = !read_only && extent::leaves_room(fs_type, &device, &self.bounded).await?;
         mounts::mount_filesystem(&device, path, fs_type, &options, &self.bounded).await?;
+        // A copy that is larger than its source. Data that can be had come before room that cannot.
+        if room && let Err(error) = filesystem::grow(fs_type, &device, path).await {
+            tracing::warn!(%error, "the filesystem stays smaller than its volume");
+        }
         tracing::info!(epoch = attachment.epoch, %fs_type, path = %path.display(), "mounted");
         Ok(())
     }

@@ -22,6 +22,13 @@ pub struct Fixture {
     frozen: Option<PathBuf>,
 }
 
+/// Whether this process has CAP_SYS_RESOURCE (bit 24), without which the kernel grows no ext4.
+pub fn may_resize_ext4() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+    u64::from_str_radix(line.trim(), 16).unwrap() >> 24 & 1 == 1
+}
+
 /// Runs a program and wants success.
 pub fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
@@ -103,9 +110,18 @@ impl Fixture {
     }
 
     pub async fn stage(&self, volume: &str, capability: VolumeCapability) -> Result<(), Status> {
+        self.stage_at("stage", volume, capability).await
+    }
+
+    pub async fn stage_at(
+        &self,
+        path: &str,
+        volume: &str,
+        capability: VolumeCapability,
+    ) -> Result<(), Status> {
         let request = NodeStageVolumeRequest {
             volume_id: volume.into(),
-            staging_target_path: self.text("stage"),
+            staging_target_path: self.text(path),
             volume_capability: Some(capability),
             ..NodeStageVolumeRequest::default()
         };
@@ -113,9 +129,13 @@ impl Fixture {
     }
 
     pub async fn unstage(&self, volume: &str) -> Result<(), Status> {
+        self.unstage_at("stage", volume).await
+    }
+
+    pub async fn unstage_at(&self, path: &str, volume: &str) -> Result<(), Status> {
         let request = NodeUnstageVolumeRequest {
             volume_id: volume.into(),
-            staging_target_path: self.text("stage"),
+            staging_target_path: self.text(path),
         };
         self.service.node_unstage_volume(Request::new(request)).await.map(|_| ())
     }

@@ -1,18 +1,11 @@
 //! Volumes as they are used: staged, published, written, grown, taken away.
 
-use super::fixture::{Fixture, MIB, block, mount, mount_mode, run};
+use super::fixture::{Fixture, MIB, block, may_resize_ext4, mount, mount_mode, run};
 use crate::content;
 use proto::csi::volume_capability::access_mode::Mode;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use tonic::Code;
-
-/// Whether this process has CAP_SYS_RESOURCE (bit 24), without which the kernel grows no ext4.
-fn may_resize_ext4() -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
-    u64::from_str_radix(line.trim(), 16).unwrap() >> 24 & 1 == 1
-}
 
 /// The life of a mounted volume; `size` and `grown` in MiB.
 async fn life(fs_type: &str, size: u64, grown: u64) {

@@ -5,7 +5,7 @@ mod fake;
 
 use super::*;
 use fake::{Answer, Fake};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 fn tcp(text: &str) -> Endpoint {
     text.parse().unwrap()
@@ -96,6 +96,25 @@ async fn unavailable_is_retried_until_the_deadline() {
     assert!(matches!(error, Error::Deadline { last: Some(_), .. }), "{error}");
     assert_eq!(error.code(), Code::Unavailable);
     assert!(error.to_string().contains("no leader now"), "{error}");
+}
+
+/// A snapshot id is one attempt.
+#[tokio::test]
+async fn what_must_not_be_done_twice_is_asked_once() {
+    let server = Fake::tcp(Answer::Volume).await;
+    for endpoint in ["127.0.0.1:1".to_owned(), server.address()] {
+        let client = Client::new([endpoint]).unwrap();
+        // A node that is not there, and one that does not offer it.
+        let error = client.take_snapshot("v", "s").await.unwrap_err();
+        assert!(matches!(error, Error::Status { .. }), "{error}");
+    }
+    let (client, calls) = (Client::new(["127.0.0.1:1"]).unwrap(), AtomicUsize::new(0));
+    let attempt = |_| {
+        calls.fetch_add(1, Ordering::Relaxed);
+        async { Err::<Response<()>, _>(Status::unavailable("perhaps it was done")) }
+    };
+    let error = client.call("Once", Scope::Once, Duration::ZERO, attempt).await.unwrap_err();
+    assert_eq!((error.code(), calls.load(Ordering::Relaxed)), (Code::Unavailable, 1));
 }
 
 #[tokio::test]

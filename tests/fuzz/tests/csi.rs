@@ -1,7 +1,7 @@
 //! Requests of Kubernetes: the bytes of a message, and the checks of its fields.
 #![allow(clippy::unwrap_used)]
 
-use csi_common::{FsType, capability, path, refuse_content, volume_id, volume_size};
+use csi_common::{FsType, capability, path, volume_id, volume_size};
 use fuzz::{Target, no_repair, run};
 use prost::Message;
 use proto::csi::volume_capability::access_mode::Mode;
@@ -52,10 +52,7 @@ fn create_volume_requests() {
             });
             let types = request.parameters.values().map(|value| FsType::parse("fstype", value));
             let types = types.filter(Result::is_err).count();
-            refuse_content(request.volume_content_source.as_ref()).is_ok()
-                && size.is_ok()
-                && fine
-                && types <= request.parameters.len()
+            size.is_ok() && fine && types <= request.parameters.len()
         },
     });
 }

@@ -1,8 +1,8 @@
 //! What is applied to a Kubernetes cluster to install Holdfast: one source, the Helm chart beside this
 //! file, rendered here as `helm template` renders it.
 //!
-//! The templates use only `{{ .Release.Namespace }}`, `{{ .Values.… }}` and the functions `indent` and
-//! `trim`, so that this renderer can be complete. What it does not know is an error, never left in
+//! The templates use only `{{ .Release.Namespace }}`, `{{ .Values.… }}`, the functions `indent` and `trim`,
+//! and `{{- if .Capabilities.APIVersions.Has "…" }}`, so that this renderer can be complete. What it does not know is an error, never left in
 //! the text.
 #![forbid(unsafe_code)]
 
@@ -10,14 +10,16 @@ mod render;
 mod values;
 
 pub use render::RenderError;
-pub use values::{Values, ValuesError};
+pub use values::{Feature, Values, ValuesError};
 
 /// The chart's templates, in the order in which they have to be applied.
-const TEMPLATES: [&str; 4] = [
+const TEMPLATES: [&str; 6] = [
     include_str!("../chart/templates/10-driver.yaml"),
     include_str!("../chart/templates/20-rights.yaml"),
     include_str!("../chart/templates/30-node.yaml"),
     include_str!("../chart/templates/40-controller.yaml"),
+    include_str!("../chart/templates/50-snapshots.yaml"),
+    include_str!("../chart/templates/60-attributes.yaml"),
 ];
 
 /// Namespace unless told otherwise.
@@ -36,8 +38,13 @@ pub fn install(namespace: &str, values: &Values) -> Result<String, RenderError> 
          pod-security.kubernetes.io/enforce: privileged\n"
     );
     for template in TEMPLATES {
-        all.push_str("---\n");
-        all.push_str(&render::render(template, namespace, values)?);
+        let text = render::render(template, namespace, values)?;
+        // A template that is one condition begins with an empty line, or is nothing.
+        let text = text.trim_start();
+        if !text.is_empty() {
+            all.push_str("---\n");
+            all.push_str(text);
+        }
     }
     Ok(all)
 }

@@ -29,19 +29,59 @@ pub enum ValuesError {
     },
 }
 
+/// What some Kubernetes clusters have and others have not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feature {
+    /// The CRDs of the CSI project's external-snapshotter, and its snapshot controller.
+    Snapshots,
+    /// VolumeAttributesClasses: Kubernetes 1.34 or newer.
+    AttributesClasses,
+}
+
+impl Feature {
+    /// The API that shows it, as Helm names it.
+    #[must_use]
+    pub const fn api(self) -> &'static str {
+        match self {
+            Self::Snapshots => "snapshot.storage.k8s.io/v1",
+            Self::AttributesClasses => "storage.k8s.io/v1/VolumeAttributesClass",
+        }
+    }
+}
+
 /// The values of one installation.
 #[derive(Clone, Debug)]
-pub struct Values(Value);
+pub struct Values {
+    values: Value,
+    /// What the cluster has.
+    features: Vec<Feature>,
+}
 
 impl Default for Values {
     /// Those of `values.yaml`.
     fn default() -> Self {
         let values = serde_saphyr::from_str(include_str!("../chart/values.yaml"));
-        Self(values.unwrap_or_else(|error| unreachable!("values.yaml is not YAML: {error}")))
+        let values =
+            values.unwrap_or_else(|error| unreachable!("values.yaml is not YAML: {error}"));
+        Self { values, features: Vec::new() }
     }
 }
 
 impl Values {
+    /// For a cluster that has `features`.
+    #[must_use]
+    pub fn with(mut self, features: &[Feature]) -> Self {
+        self.features.extend(features);
+        self
+    }
+
+    /// Whether the cluster has what shows itself as `api`; `None` for an API that no [`Feature`] stands for.
+    pub(crate) fn has(&self, api: &str) -> Option<bool> {
+        let all = [Feature::Snapshots, Feature::AttributesClasses];
+        let feature = all.into_iter().find(|feature| feature.api() == api)?;
+        Some(self.features.contains(&feature))
+    }
+
     /// Sets a value that exists, given as `NAME=VALUE` (`sidecars.resizer=…`).
     ///
     /// # Errors
@@ -51,7 +91,7 @@ impl Values {
         let (name, value) = assignment.split_once('=').ok_or_else(form)?;
         check(name, value)?;
         let known = self.names().join(", ");
-        let place = name.split('.').try_fold(&mut self.0, |at, key| at.get_mut(key));
+        let place = name.split('.').try_fold(&mut self.values, |at, key| at.get_mut(key));
         match place {
             Some(place) if !place.is_object() => *place = Value::String(value.to_owned()),
             _ => return Err(ValuesError::Unknown { name: name.to_owned(), known }),
@@ -62,7 +102,7 @@ impl Values {
     /// The value called `path` (dots between), as text.
     #[must_use]
     pub fn get(&self, path: &str) -> Option<String> {
-        match path.split('.').try_fold(&self.0, |at, key| at.get(key))? {
+        match path.split('.').try_fold(&self.values, |at, key| at.get(key))? {
             Value::String(text) => Some(text.clone()),
             Value::Number(number) => Some(number.to_string()),
             Value::Bool(flag) => Some(flag.to_string()),
@@ -74,7 +114,7 @@ impl Values {
     #[must_use]
     pub fn names(&self) -> Vec<String> {
         let mut names = Vec::new();
-        for (name, value) in self.0.as_object().into_iter().flatten() {
+        for (name, value) in self.values.as_object().into_iter().flatten() {
             match value.as_object() {
                 Some(inner) => names.extend(inner.keys().map(|key| format!("{name}.{key}"))),
                 None => names.push(name.clone()),

@@ -7,16 +7,34 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PodSpec, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::api::scheduling::v1::PriorityClass;
-use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass};
-use manifests::{NAMESPACE, Values, install};
-use serde::Serialize;
+use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass, VolumeAttributesClass};
+use manifests::{Feature, NAMESPACE, Values, install};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Everything that there can be.
 fn documents() -> Vec<Value> {
-    let text = install(NAMESPACE, &Values::default()).unwrap();
+    documents_with(&[Feature::Snapshots, Feature::AttributesClasses])
+}
+
+fn documents_with(features: &[Feature]) -> Vec<Value> {
+    let text = install(NAMESPACE, &Values::default().with(features)).unwrap();
     serde_saphyr::from_multiple(&text).unwrap()
+}
+
+/// As in the CSI project's CRD, which is not part of Kubernetes.
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct VolumeSnapshotClass {
+    api_version: String,
+    kind: String,
+    metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    driver: String,
+    deletion_policy: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameters: Option<BTreeMap<String, String>>,
 }
 
 fn kind(document: &Value) -> &str {
@@ -61,6 +79,8 @@ fn kubernetes_knows_every_field() {
             "Namespace" => known::<Namespace>(&document),
             "CSIDriver" => known::<CSIDriver>(&document),
             "StorageClass" => known::<StorageClass>(&document),
+            "VolumeAttributesClass" => known::<VolumeAttributesClass>(&document),
+            "VolumeSnapshotClass" => known::<VolumeSnapshotClass>(&document),
             "PriorityClass" => known::<PriorityClass>(&document),
             "ServiceAccount" => known::<ServiceAccount>(&document),
             "Role" => known::<Role>(&document),
@@ -96,6 +116,10 @@ const RIGHTS: &[(&str, &str, &str)] = &[
     ("holdfast-provisioner", "storageclasses", "get list watch"),
     ("holdfast-provisioner", "csinodes", "get list watch"),
     ("holdfast-provisioner", "volumeattributesclasses", "get list watch"),
+    ("holdfast-snapshotter", "volumesnapshots", "get list update watch"),
+    ("holdfast-snapshotter", "volumesnapshotclasses", "get list watch"),
+    ("holdfast-snapshotter", "volumesnapshotcontents", "get list patch update watch"),
+    ("holdfast-snapshotter", "volumesnapshotcontents/status", "patch update"),
     ("holdfast-controller", "leases", "create delete get list patch update watch"),
     ("holdfast-controller", "csistoragecapacities", "create delete get list patch update watch"),
     ("holdfast-controller", "pods", "get"),
@@ -183,6 +207,38 @@ fn every_object_carries_the_label_that_finds_it() {
         let label = &document["metadata"]["labels"]["app.kubernetes.io/name"];
         assert_eq!(label, "holdfast", "{key:?}");
         assert_eq!(names.insert(key.clone(), ()), None, "{key:?} is there twice");
+    }
+}
+
+#[test]
+fn what_a_cluster_does_not_have_is_not_applied_to_it() {
+    let sidecars = |documents: &[Value]| {
+        let controller = documents.iter().find(|d| kind(d) == "Deployment").unwrap();
+        let containers = controller["spec"]["template"]["spec"]["containers"].as_array().unwrap();
+        containers.iter().filter(|c| c["name"] == "snapshotter").count()
+    };
+    let count = |documents: &[Value], api: &str| {
+        documents.iter().filter(|d| d["apiVersion"] == api || kind(d) == api).count()
+    };
+    let rights = |documents: &[Value]| {
+        let text = serde_json::to_string(documents).unwrap();
+        text.matches("volumesnapshotcontents").count()
+    };
+    // Features; snapshotters, snapshot classes, mentions of their objects in rights, attributes classes.
+    let rows: [(&[Feature], [usize; 4]); 3] = [
+        (&[], [0, 0, 0, 0]),
+        (&[Feature::Snapshots], [1, 1, 2, 0]),
+        (&[Feature::AttributesClasses], [0, 0, 0, 5]),
+    ];
+    for (features, wanted) in rows {
+        let all = documents_with(features);
+        let found = [
+            sidecars(&all),
+            count(&all, "snapshot.storage.k8s.io/v1"),
+            rights(&all),
+            count(&all, "VolumeAttributesClass"),
+        ];
+        assert_eq!(found, wanted, "{features:?}");
     }
 }
 

@@ -1,7 +1,8 @@
 //! `holdfast install`: what is applied to a Kubernetes cluster.
 
 use anyhow::{Context as _, Result};
-use manifests::{NAMESPACE, Values};
+use clap::ValueEnum;
+use manifests::{Feature, NAMESPACE, Values};
 use std::path::PathBuf;
 
 /// What to print.
@@ -22,9 +23,30 @@ pub struct InstallArguments {
     /// File with the table that says which device or file each node's pool is (TOML).
     #[arg(long, value_name = "FILE")]
     pools: Option<PathBuf>,
+    /// What the cluster has; Helm finds this out by itself.
+    #[arg(long, value_name = "FEATURE,…", value_delimiter = ',')]
+    with: Vec<With>,
     /// Any value of the Helm chart; may be repeated.
     #[arg(long, value_name = "NAME=VALUE")]
     set: Vec<String>,
+}
+
+/// What some clusters have.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum With {
+    /// The snapshot CRDs and the snapshot controller: brings csi-snapshotter and a VolumeSnapshotClass.
+    Snapshots,
+    /// Kubernetes 1.34 or newer: brings VolumeAttributesClasses.
+    AttributesClasses,
+}
+
+impl From<With> for Feature {
+    fn from(with: With) -> Self {
+        match with {
+            With::Snapshots => Self::Snapshots,
+            With::AttributesClasses => Self::AttributesClasses,
+        }
+    }
 }
 
 /// The text of all objects.
@@ -32,7 +54,8 @@ pub struct InstallArguments {
 /// # Errors
 /// A value that is not accepted, a table that cannot be read.
 pub fn install(arguments: &InstallArguments) -> Result<String> {
-    let mut values = Values::default();
+    let features: Vec<Feature> = arguments.with.iter().map(|&with| with.into()).collect();
+    let mut values = Values::default().with(&features);
     let named = [("image", &arguments.image), ("founders", &arguments.founders)];
     for (name, value) in named {
         if let Some(value) = value {

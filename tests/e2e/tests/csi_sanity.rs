@@ -29,12 +29,6 @@ const SKIPPED: &[(&str, &str)] = &[
     ("ControllerUnpublishVolume", "as ControllerPublishVolume"),
     ("volume lifecycle", "as ControllerPublishVolume"),
     ("GroupController", "snapshots of several volumes at one instant are not offered"),
-    ("Snapshot [Controller Server]", "snapshots are not offered yet"),
-    ("ListSnapshots [Controller Server]", "snapshots are not offered yet"),
-    ("volume from an existing source snapshot", "snapshots are not offered yet"),
-    ("volume source snapshot is not found", "snapshots are not offered yet"),
-    ("volume from an existing source volume", "clones are not offered yet"),
-    ("volume source volume is not found", "clones are not offered yet"),
 ];
 
 /// The suite's program, built by `scripts/csi-sanity`; `None`, with the reason, where it cannot be had.
@@ -147,8 +141,11 @@ async fn sanity(access: &str) {
     let specs = specs(&report).unwrap_or_else(|error| panic!("{error:#}: {said}"));
     judge(&specs).unwrap();
     assert!(output.status.success(), "{said}");
-    let left = lab.client(node).unwrap().list_volumes(0, "").await.unwrap().volumes;
+    let client = lab.client(node).unwrap();
+    let left = client.list_volumes(0, "").await.unwrap().volumes;
     assert!(left.is_empty(), "volumes that the suite did not get rid of: {left:?}");
+    let left = client.list_snapshots(0, "", "").await.unwrap().snapshots;
+    assert!(left.is_empty(), "snapshots that the suite did not get rid of: {left:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

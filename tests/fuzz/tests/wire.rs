@@ -5,8 +5,10 @@ use std::cell::RefCell;
 
 use fuzz::{Target, run};
 use kit::Rng;
-use types::{BootId, Buf, Epoch, Era, Tag, crc32c};
-use wire::{Decoder, Frame, HEADER, Reply, Request, Role, SealInfo, WireError, encode};
+use types::{BootId, Buf, Epoch, Era, SnapshotId, Tag, crc32c};
+use wire::{
+    Decoder, Frame, HEADER, HeldSnapshot, Reply, Request, Role, SealInfo, WireError, encode,
+};
 
 fn frames() -> Vec<Frame> {
     let data = Buf::copy_of(&[7; 4096]);

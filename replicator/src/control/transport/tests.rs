@@ -3,7 +3,8 @@
 use super::*;
 use client::api::peer_server::{Peer, PeerServer};
 use client::api::{
-    HeartbeatRequest, HeartbeatResponse, ProposeRequest, ProposeResponse, RaftResponse,
+    FillVolumeRequest, FillVolumeResponse, HeartbeatRequest, HeartbeatResponse, ProposeRequest,
+    ProposeResponse, RaftResponse, TakeSnapshotRequest, TakeSnapshotResponse,
 };
 use tokio::net::TcpListener;
 use tokio::time::timeout;
@@ -37,6 +38,18 @@ impl Peer for Recorder {
         &self,
         _: Request<ProposeRequest>,
     ) -> Result<Response<ProposeResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn take_snapshot(
+        &self,
+        _: Request<TakeSnapshotRequest>,
+    ) -> Result<Response<TakeSnapshotResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn fill_volume(
+        &self,
+        _: Request<FillVolumeRequest>,
+    ) -> Result<Response<FillVolumeResponse>, Status> {
         Err(Status::unimplemented(""))
     }
 }

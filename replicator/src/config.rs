@@ -9,6 +9,7 @@ mod tests;
 use core::net::{IpAddr, SocketAddr};
 use core::ops::RangeInclusive;
 use core::time::Duration;
+use frontend::select::Kind;
 use metadata::PoolClass;
 use policy::leader::REPLACE_AFTER;
 use serde::Deserialize;
@@ -35,6 +36,11 @@ pub const REPLACE_AFTER_RANGE: RangeInclusive<u64> = 5..=2_592_000;
 pub const SCRUB_DAYS_RANGE: RangeInclusive<u64> = 1..=365;
 /// Days of a pass of the scrub if nothing is written.
 pub const SCRUB_DAYS: u64 = 7;
+
+/// Numbers accepted for `nbd_connections`.
+pub const NBD_CONNECTIONS_RANGE: RangeInclusive<u64> = 1..=16;
+/// `nbd_connections` if none is written.
+pub const NBD_CONNECTIONS: u64 = 1;
 
 /// Why a configuration is refused.
 #[derive(Debug, Error)]
@@ -135,6 +141,14 @@ pub struct Settings {
     /// 3600 seconds [default: 30]
     #[arg(long, value_name = "SECONDS")]
     pub device_grace_seconds: Option<u64>,
+    /// How this node's kernel reaches a volume: auto (the best that there is), kernel-nbd (the kernel's
+    /// NBD driver) or fuse-loop (FUSE and a loop device) [default: auto]
+    #[arg(long, value_name = "NAME")]
+    pub frontend: Option<String>,
+    /// Connections of a kernel-nbd device, 1 to 16. With several, requests that a daemon left
+    /// unanswered are sent again only 15 seconds later, with one after 1 to 2 seconds [default: 1]
+    #[arg(long, value_name = "NUMBER")]
+    pub nbd_connections: Option<u64>,
     /// Days in which the scrub reads and checks all copies of a volume once, while it is attached on
     /// this node, 1 to 365 [default: 7]
     #[arg(long, value_name = "DAYS")]
@@ -195,6 +209,10 @@ pub struct Config {
     pub device_holder_socket: Option<PathBuf>,
     /// How long kernel devices outlive a daemon.
     pub device_grace: Duration,
+    /// How the kernel is to reach volumes; `None`: by what there is.
+    pub frontend: Option<Kind>,
+    /// Connections of a device of the kernel's NBD driver.
+    pub nbd_connections: usize,
     /// Time of one pass of the scrub.
     pub scrub: Duration,
     /// Filter directives for `tracing_subscriber::EnvFilter`.
@@ -244,6 +262,8 @@ impl Settings {
             device_holder: self.device_holder.or(other.device_holder),
             device_holder_socket: self.device_holder_socket.or(other.device_holder_socket),
             device_grace_seconds: self.device_grace_seconds.or(other.device_grace_seconds),
+            frontend: self.frontend.or(other.frontend),
+            nbd_connections: self.nbd_connections.or(other.nbd_connections),
             scrub_days: self.scrub_days.or(other.scrub_days),
             log: self.log.or(other.log),
         }
@@ -305,6 +325,17 @@ impl Settings {
         if !(1..=3600).contains(&grace) {
             return Err(invalid("device_grace_seconds", grace, "1 to 3600"));
         }
+        let frontend = match self.frontend.as_deref() {
+            None | Some("auto") => None,
+            Some(name) => Some(
+                name.parse()
+                    .map_err(|_| invalid("frontend", name, "auto, kernel-nbd or fuse-loop"))?,
+            ),
+        };
+        let nbd_connections = self.nbd_connections.unwrap_or(NBD_CONNECTIONS);
+        if !NBD_CONNECTIONS_RANGE.contains(&nbd_connections) {
+            return Err(invalid("nbd_connections", nbd_connections, "1 to 16"));
+        }
         let scrub_days = self.scrub_days.unwrap_or(SCRUB_DAYS);
         if !SCRUB_DAYS_RANGE.contains(&scrub_days) {
             return Err(invalid("scrub_days", scrub_days, "1 to 365"));
@@ -330,6 +361,8 @@ impl Settings {
             device_holder,
             device_holder_socket,
             device_grace: Duration::from_secs(grace),
+            frontend,
+            nbd_connections: nbd_connections as usize,
             scrub: Duration::from_secs(scrub_days * 86_400),
             log,
         })

@@ -38,6 +38,9 @@ pub enum NodeCommand {
     /// Succeeds if the node that is asked serves, and every copy on it that can be is in sync: while an
     /// update waits for this on each node, no volume is down to one copy because of it.
     Ready,
+    /// Shows what the node that is asked says of itself: whether it serves, and how its kernel reaches
+    /// volumes and why that way.
+    Show,
     /// Takes a node out of Raft.
     Remove {
         /// Its number.
@@ -159,6 +162,30 @@ async fn ready(client: &Client, output: Output) -> Result<()> {
     output.line(&format!("node {} is ready", node.name))
 }
 
+async fn show_node(client: &Client, output: Output) -> Result<()> {
+    let node = client.get_node().await?;
+    let shown = json!({
+        "node": node.node,
+        "name": node.name,
+        "version": node.version,
+        "ready": node.ready,
+        "frontend": node.frontend,
+        "frontend_reason": node.frontend_reason,
+    });
+    output.show(&shown, || {
+        let mut table = Table::new(&["NODE", "VERSION", "READY", "FRONTEND", "WHY"]);
+        let frontend = if node.frontend.is_empty() { "none" } else { &node.frontend };
+        table.row([
+            node.name.clone(),
+            node.version.clone(),
+            if node.ready { "yes" } else { "no" }.into(),
+            frontend.into(),
+            node.frontend_reason.clone(),
+        ]);
+        table
+    })
+}
+
 /// Runs a node command.
 ///
 /// # Errors
@@ -167,6 +194,7 @@ pub async fn node(target: &Target, command: NodeCommand, output: Output) -> Resu
     let client = target.client()?;
     let (node, what) = match command {
         NodeCommand::Ready => return ready(&client, output).await,
+        NodeCommand::Show => return show_node(&client, output).await,
         NodeCommand::Add { node, name, control_address } => {
             let control_address = control_address.to_string();
             client.add_node(AddNodeRequest { node, name, control_address }).await?;

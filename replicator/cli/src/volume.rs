@@ -66,7 +66,8 @@ pub enum VolumeCommand {
     Attach {
         /// Id or name.
         volume: String,
-        /// "fuse-loop" for a kernel device, "nbd" for a Unix socket only; the node's best if left out.
+        /// "kernel-nbd" or "fuse-loop" for a kernel device, "nbd" for a Unix socket only; the node's best
+        /// kernel device if left out.
         #[arg(long, default_value = "")]
         frontend: String,
     },

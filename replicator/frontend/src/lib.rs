@@ -9,7 +9,7 @@ mod nbd;
 pub mod select;
 
 pub use fuse::Fuse;
-pub use nbd::{Export, NbdConnection};
+pub use nbd::{Export, NbdConnection, TRANSMISSION_FLAGS};
 
 use hostio::{Completion, Ring};
 use types::{BlockOp, BlockResult, Instant, IoId};

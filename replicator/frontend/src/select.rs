@@ -1,7 +1,7 @@
 //! Which way a node's kernel can reach a volume.
 
 use std::fs::OpenOptions;
-use std::path::Path;
+use std::str::FromStr;
 use thiserror::Error;
 
 /// How the kernel of a node reaches a volume.
@@ -9,15 +9,33 @@ use thiserror::Error;
 pub enum Kind {
     /// A FUSE file with a loop device on it.
     FuseLoop,
+    /// The kernel's NBD driver.
+    KernelNbd,
 }
 
 impl Kind {
-    /// Its name in status and logs.
+    const ALL: [Self; 2] = [Self::FuseLoop, Self::KernelNbd];
+
+    /// Its name in configuration, status and logs.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::FuseLoop => "fuse-loop",
+            Self::KernelNbd => "kernel-nbd",
         }
+    }
+}
+
+/// Not the name of a [`Kind`].
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("no such front-end")]
+pub struct UnknownKind;
+
+impl FromStr for Kind {
+    type Err = UnknownKind;
+
+    fn from_str(text: &str) -> Result<Self, UnknownKind> {
+        Self::ALL.into_iter().find(|kind| kind.name() == text).ok_or(UnknownKind)
     }
 }
 
@@ -38,41 +56,67 @@ pub struct NoFrontend {
     pub missing: String,
 }
 
-/// Chooses by what this node has.
+/// The first Linux that sends requests of a FUSE filesystem again (FUSE_NOTIFY_RESEND): before it, a
+/// loop device over FUSE ends with the daemon.
+const RESENDS: (u32, u32) = (6, 9);
+
+/// Chooses by what this node has: FUSE and loop where that outlives its daemon, else NBD, else FUSE and
+/// loop all the same. `forced` is taken if it can be had, and no other.
 ///
 /// # Errors
-/// [`NoFrontend`] naming every device that is missing.
-pub fn select() -> Result<Selection, NoFrontend> {
-    choose(|device| {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(Path::new(device))
-            .map(drop)
-            .map_err(|error| error.to_string())
-    })
+/// [`NoFrontend`] saying what each way lacks.
+pub fn select(forced: Option<Kind>) -> Result<Selection, NoFrontend> {
+    choose(forced, hostio::process::kernel_version() >= RESENDS, probe)
 }
 
-/// [`select`], with the opening of device nodes in its argument.
-fn choose(mut open: impl FnMut(&str) -> Result<(), String>) -> Result<Selection, NoFrontend> {
-    let missing: Vec<String> = ["/dev/fuse", "/dev/loop-control"]
-        .into_iter()
-        .filter_map(|device| open(device).err().map(|error| format!("{device}: {error}")))
-        .collect();
-    if !missing.is_empty() {
-        let missing = format!(
-            "{}; attaching through the kernel's nbd or ublk is not implemented",
-            missing.join(", ")
-        );
-        return Err(NoFrontend { missing });
+/// What `kind` lacks on this node, in words.
+fn probe(kind: Kind) -> Result<(), String> {
+    match kind {
+        Kind::KernelNbd => hostio::nbd::probe(),
+        Kind::FuseLoop => {
+            let missing: Vec<String> = ["/dev/fuse", "/dev/loop-control"]
+                .into_iter()
+                .filter_map(|device| {
+                    let opened = OpenOptions::new().read(true).write(true).open(device);
+                    opened.err().map(|error| format!("{device}: {error}"))
+                })
+                .collect();
+            if missing.is_empty() { Ok(()) } else { Err(missing.join(", ")) }
+        }
     }
-    Ok(Selection {
-        kind: Kind::FuseLoop,
-        reason:
-            "/dev/fuse and /dev/loop-control are usable; attaching through the kernel's nbd or \
-                 ublk is not implemented"
-                .to_owned(),
-    })
+}
+
+/// [`select`], with what it asks the kernel in its arguments.
+fn choose(
+    forced: Option<Kind>,
+    resends: bool,
+    mut probe: impl FnMut(Kind) -> Result<(), String>,
+) -> Result<Selection, NoFrontend> {
+    if let Some(kind) = forced {
+        return match probe(kind) {
+            Ok(()) => Ok(Selection { kind, reason: "the configuration says so".to_owned() }),
+            Err(missing) => {
+                let missing = format!("{} (configured): {missing}", kind.name());
+                Err(NoFrontend { missing })
+            }
+        };
+    }
+    let ([first, second], why) = if resends {
+        (Kind::ALL, "a FUSE device outlives its daemon on this kernel, and is the quicker one")
+    } else {
+        let why = "before Linux 6.9 a FUSE device ends with its daemon, and this one does not";
+        ([Kind::KernelNbd, Kind::FuseLoop], why)
+    };
+    let Err(lacking) = probe(first) else {
+        return Ok(Selection { kind: first, reason: why.to_owned() });
+    };
+    let lacking = format!("{}: {lacking}", first.name());
+    match probe(second) {
+        Ok(()) => Ok(Selection { kind: second, reason: format!("not {lacking}") }),
+        Err(also) => {
+            Err(NoFrontend { missing: format!("{lacking}; {}: {also}", second.name()) })
+        }
+    }
 }
 
 #[cfg(test)]
@@ -80,16 +124,26 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    fn without(missing: Kind) -> impl FnMut(Kind) -> Result<(), String> {
+        move |kind| if kind == missing { Err("gone".to_owned()) } else { Ok(()) }
+    }
+
     #[test]
-    fn the_choice_names_what_is_missing() {
-        let chosen = choose(|_| Ok(())).unwrap();
-        assert_eq!(chosen.kind.name(), "fuse-loop");
-        assert!(chosen.reason.contains("nbd"));
-        let refused = choose(|device| match device {
-            "/dev/fuse" => Ok(()),
-            _ => Err("No such file".to_owned()),
-        });
-        let text = refused.unwrap_err().to_string();
-        assert!(text.contains("/dev/loop-control: No such file") && !text.contains("/dev/fuse"));
+    fn the_choice_says_why_and_a_forced_one_has_no_substitute() {
+        for (resends, first) in [(true, Kind::FuseLoop), (false, Kind::KernelNbd)] {
+            assert_eq!(choose(None, resends, |_| Ok(())).unwrap().kind, first);
+            let other = choose(None, resends, without(first)).unwrap();
+            assert_ne!(other.kind, first);
+            assert_eq!(other.reason, format!("not {}: gone", first.name()));
+        }
+        for kind in Kind::ALL {
+            assert_eq!(kind.name().parse(), Ok(kind));
+            assert_eq!(choose(Some(kind), true, |_| Ok(())).unwrap().kind, kind);
+            let refused = choose(Some(kind), false, without(kind)).unwrap_err().to_string();
+            assert!(refused.contains(kind.name()) && refused.contains("gone"), "{refused}");
+        }
+        let none = choose(None, true, |kind| Err(format!("no {}", kind.name()))).unwrap_err().missing;
+        assert!(none.contains("no kernel-nbd") && none.contains("no fuse-loop"), "{none}");
+        assert_eq!("ublk".parse::<Kind>(), Err(UnknownKind));
     }
 }

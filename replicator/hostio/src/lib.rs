@@ -1,4 +1,4 @@
-//! The host beneath Holdfast: io_uring, direct I/O, loop devices, /dev/fuse, clocks and process
+//! The host beneath Holdfast: io_uring, direct I/O, loop and NBD devices, /dev/fuse, clocks and process
 //! limits behind a safe interface.
 //!
 //! This is the only crate with `unsafe`. It must never know what the bytes mean: no formats, no
@@ -12,7 +12,9 @@ mod error;
 pub mod fuse;
 mod ioctl;
 pub mod loopdev;
+pub mod nbd;
 pub mod net;
+mod netlink;
 pub mod pool;
 pub mod process;
 mod ring;

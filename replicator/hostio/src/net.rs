@@ -2,6 +2,7 @@
 
 use crate::ring::Fd;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt};
 use std::io;
 use std::net::SocketAddr;
@@ -27,6 +28,14 @@ pub fn set_nodelay(fd: &impl AsFd) -> io::Result<()> {
 pub fn into_ring(fd: OwnedFd) -> io::Result<Fd> {
     set_blocking(&fd, true)?;
     Ok(Arc::new(fd))
+}
+
+/// Whether the other side has shut a connected socket down, both ways; what it sent before may still
+/// wait to be received.
+pub fn is_shut_down(fd: &impl AsFd) -> bool {
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::empty())];
+    let looked = poll(&mut fds, PollTimeout::ZERO).is_ok();
+    looked && fds[0].revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP))
 }
 
 pub(crate) fn set_blocking(fd: &impl AsFd, blocking: bool) -> io::Result<()> {

@@ -10,6 +10,17 @@ use std::io;
 /// linux/prctl.h
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
+/// Version and patch level of the kernel, like (6, 9); (0, 0) if it does not say.
+#[must_use]
+pub fn kernel_version() -> (u32, u32) {
+    let parse = |release: &str| {
+        let mut numbers = release.split(['.', '-', '+']).map(str::parse);
+        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+    };
+    let named = nix::sys::utsname::uname().ok();
+    named.and_then(|name| parse(name.release().to_str()?)).unwrap_or_default()
+}
+
 /// Binds the calling thread to one CPU (numbered from 0).
 ///
 /// # Errors

@@ -93,6 +93,12 @@ fn refusals_name_key_value_and_what_is_accepted() {
             |s| s.replace_after_seconds = Some(4),
             &["replace_after_seconds", "\"4\"", "5 to 2592000"],
         ),
+        (
+            |s| s.frontend = Some("ublk".into()),
+            &["frontend", "\"ublk\"", "auto, kernel-nbd or fuse-loop"],
+        ),
+        (|s| s.nbd_connections = Some(0), &["nbd_connections", "\"0\"", "1 to 16"]),
+        (|s| s.nbd_connections = Some(17), &["nbd_connections", "17"]),
         (|s| s.scrub_days = Some(0), &["scrub_days", "\"0\"", "1 to 365"]),
         (|s| s.scrub_days = Some(366), &["scrub_days", "366"]),
         (|s| s.replace_after_seconds = Some(2_592_001), &["replace_after_seconds", "2592001"]),

@@ -1,6 +1,6 @@
 //! What the data thread reports: changes of an ISR go to Raft, the rest becomes events.
 
-use super::Node;
+use super::{Node, attach};
 use super::status::CommandError;
 use crate::data::DataEvent;
 use core::time::Duration;
@@ -69,6 +69,10 @@ pub(super) async fn follow(node: Arc<Node>, mut events: UnboundedReceiver<DataEv
                      that tells which is right"
                 );
                 node.events.local("replicas_differ", Some(volume), epoch, &message);
+            }
+            DataEvent::LinkDead { volume } => {
+                tracing::warn!(node = %node.config.node, %volume, "the kernel's nbd lost a connection");
+                tokio::spawn(attach::relink(node, volume));
             }
             DataEvent::PoolFull => {
                 let message = "the pool is full: writes that need new space get ENOSPC";

@@ -34,6 +34,7 @@ use client::api::control_server::ControlServer;
 use client::api::peer_server::PeerServer;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
+use frontend::select::{NoFrontend, Selection};
 use metadata::{NewReplica, NodeInfo, PoolInfo};
 use std::sync::Arc;
 use thiserror::Error;
@@ -42,6 +43,7 @@ use tokio::sync::mpsc::{Receiver, UnboundedReceiver};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 use transport::{Sender, Transport};
@@ -71,6 +73,8 @@ pub struct Node {
     attachments: Attachments,
     keeper: Arc<Keeper>,
     snapshots: snapshots::InFlight,
+    /// How the kernel reaches volumes here.
+    frontend: Result<Selection, NoFrontend>,
     /// SIGTERM came.
     leaving: AtomicBool,
 }
@@ -79,6 +83,17 @@ impl Node {
     /// Whether SIGTERM came: this daemon ends, and the next one is expected.
     fn restarting(&self) -> bool {
         self.leaving.load(Ordering::Relaxed)
+    }
+
+    /// The kernel device that this node chose.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION with what the kernel lacks.
+    fn kernel_device(&self) -> Result<attach::Frontend, Status> {
+        match &self.frontend {
+            Ok(selection) => Ok(attach::Frontend::Kernel(selection.kind)),
+            Err(error) => Err(Status::failed_precondition(error.to_string())),
+        }
     }
 
     /// What this node says of itself.
@@ -142,12 +157,12 @@ pub struct Legacy {
 }
 
 impl Legacy {
-    /// Takes it over, and removes the loop devices, mounts and sockets that nobody kept. Blocking;
+    /// Takes it over, and removes the devices, mounts and sockets that nobody kept. Blocking;
     /// to be called before anything is served.
     #[must_use]
     pub fn inherit(config: &Config) -> Self {
         let keeper = Arc::new(Keeper::new(config));
-        let devices = attach::inherit(&keeper, &config.data_dir);
+        let devices = attach::inherit(&keeper, config);
         Self { keeper, devices }
     }
 }
@@ -179,6 +194,15 @@ pub async fn run(parts: Parts, stop: watch::Receiver<bool>) -> Result<(), RunErr
     for (node, address) in &config.peers {
         transport.set_peer(*node, *address);
     }
+    let frontend = frontend::select::select(config.frontend);
+    match &frontend {
+        Ok(Selection { kind, reason }) => {
+            tracing::info!(node = %config.node, frontend = kind.name(), reason, "kernel devices");
+        }
+        Err(error) => {
+            tracing::warn!(node = %config.node, %error, "volumes can only be attached for NBD clients");
+        }
+    }
     let node = Arc::new(Node {
         boot,
         process: Process { node: config.node, boot, run: EngineInstance(Uuid::new_v4()) },
@@ -190,6 +214,7 @@ pub async fn run(parts: Parts, stop: watch::Receiver<bool>) -> Result<(), RunErr
         attachments: Attachments::default(),
         keeper: legacy.keeper,
         snapshots: snapshots::InFlight::default(),
+        frontend,
         leaving: AtomicBool::new(false),
         meta,
         data,

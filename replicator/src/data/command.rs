@@ -114,6 +114,11 @@ pub enum DataEvent {
         /// How many.
         blocks: u64,
     },
+    /// A connection to the kernel's NBD driver ended, and nobody here had asked for that.
+    LinkDead {
+        /// The volume.
+        volume: VolumeId,
+    },
     /// The pool of this node has no free slot.
     PoolFull,
     /// A resync reached its end.
@@ -147,6 +152,7 @@ pub(super) enum Command {
     FailEngine { volume: VolumeId },
     AttachFuse { volume: VolumeId, fd: OwnedFd, answer: Answer<()> },
     AttachNbd { volume: VolumeId, listener: UnixListener, answer: Answer<()> },
+    AttachKernelNbd { volume: VolumeId, socket: OwnedFd, answer: Answer<()> },
     DetachFrontends { volume: VolumeId, answer: Answer<()> },
     Status { volume: VolumeId, answer: Answer<Status> },
     Compare { volume: VolumeId, answer: Answer<CompareResult> },

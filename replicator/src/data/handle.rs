@@ -159,6 +159,19 @@ impl DataHandle {
         self.ask(|answer| Command::AttachNbd { volume, listener, answer }).await
     }
 
+    /// Serves the kernel's NBD driver on `socket`. When that ends unasked, [`DataEvent::LinkDead`]
+    /// says so.
+    ///
+    /// # Errors
+    /// [`DataError::NotAttached`], [`DataError::Descriptor`].
+    pub async fn attach_kernel_nbd(
+        &self,
+        volume: VolumeId,
+        socket: OwnedFd,
+    ) -> Result<(), DataError> {
+        self.ask(|answer| Command::AttachKernelNbd { volume, socket, answer }).await
+    }
+
     /// Ends all front-ends of the volume; returns when they are gone.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use super::pool::{self, DataConfig, PoolError};
 use super::replica::PoolIo;
 use super::volume::{Sealer, Volume};
 use engine::LinkId;
-use frontend::Frontend;
+use frontend::{Frontend, NbdConnection};
 use hostio::pool::PoolFile;
 use hostio::{Completion, Fd, Op, Ring, Token, Waker};
 use std::collections::{BTreeMap, VecDeque};
@@ -37,10 +37,19 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 /// Name of the one file of a FUSE front-end: what the loop device is put on.
 pub const FUSE_FILE: &str = "volume";
 
+/// What the end of a front-end means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Link {
+    /// Nothing: clients come and go.
+    Loose,
+    /// The kernel's device lacks it: [`DataEvent::LinkDead`].
+    Kernel,
+}
+
 /// Whose operations a token's owner number names.
 pub(super) enum Owner {
     Conn(Conn),
-    Front { volume: VolumeId, front: Box<dyn Frontend> },
+    Front { volume: VolumeId, front: Box<dyn Frontend>, link: Link },
     NbdListener { volume: VolumeId, fd: Fd, stopping: bool },
 }
 
@@ -355,6 +364,9 @@ impl Thread {
             Command::AttachNbd { volume, listener, answer } => {
                 let _ = answer.send(self.attach_nbd(volume, listener));
             }
+            Command::AttachKernelNbd { volume, socket, answer } => {
+                let _ = answer.send(self.attach_kernel_nbd(volume, socket));
+            }
             Command::DetachFrontends { volume, answer } => self.detach_frontends(volume, answer),
             Command::Status { volume, answer } => {
                 let _ = answer.send(self.status(volume));
@@ -408,7 +420,19 @@ impl Thread {
         let size = self.volumes.get(&id).ok_or(DataError::NotAttached(id))?.size;
         let owner = self.new_owner();
         let front = frontend::Fuse::new(owner, Fd::new(fd), FUSE_FILE, size);
-        self.add_front(id, owner, Owner::Front { volume: id, front: Box::new(front) });
+        let front = Box::new(front);
+        self.add_front(id, owner, Owner::Front { volume: id, front, link: Link::Loose });
+        Ok(())
+    }
+
+    fn attach_kernel_nbd(&mut self, id: VolumeId, socket: OwnedFd) -> Result<(), DataError> {
+        let size = self.volumes.get(&id).ok_or(DataError::NotAttached(id))?.size;
+        let socket = hostio::net::into_ring(socket)
+            .map_err(|error| DataError::Descriptor(error.to_string()))?;
+        let owner = self.new_owner();
+        let export = frontend::Export { name: id.to_string(), size };
+        let front = Box::new(NbdConnection::of_kernel(owner, socket, export, self.now));
+        self.add_front(id, owner, Owner::Front { volume: id, front, link: Link::Kernel });
         Ok(())
     }
 
@@ -443,13 +467,14 @@ impl Thread {
         let client = self.new_owner();
         let Ok(socket) = hostio::net::into_ring(socket) else { return };
         let export = frontend::Export { name: id.to_string(), size };
-        let front = frontend::NbdConnection::new(client, socket, export, self.now);
-        self.add_front(id, client, Owner::Front { volume: id, front: Box::new(front) });
+        let front = Box::new(NbdConnection::new(client, socket, export, self.now));
+        self.add_front(id, client, Owner::Front { volume: id, front, link: Link::Loose });
     }
 
     pub(super) fn stop_front(&mut self, owner: u32) {
         match self.owners.get_mut(&owner) {
-            Some(Owner::Front { front, .. }) => {
+            Some(Owner::Front { front, link, .. }) => {
+                *link = Link::Loose;
                 front.stop(&mut self.ring);
             }
             Some(Owner::NbdListener { stopping, .. }) => {

@@ -2,7 +2,7 @@
 
 use super::command::{Answer, DataError, DataEvent, EngineSpec};
 use super::conn::{Conn, Purpose};
-use super::thread::{Owner, SessionEnd, Thread, Work};
+use super::thread::{Link, Owner, SessionEnd, Thread, Work};
 use engine::{CompareResult, Engine, FillSource, Input, IsrChange, LinkId, Output, SnapshotTaken};
 use frontend::{BlockDevice, Status as FrontStatus};
 use hostio::Completion;
@@ -398,7 +398,7 @@ impl Thread {
     // ---- front-ends --------------------------------------------------------------------------
 
     pub(super) fn front_completed(&mut self, owner: u32, completion: Completion) {
-        let Some(Owner::Front { volume, front }) = self.owners.get_mut(&owner) else { return };
+        let Some(Owner::Front { volume, front, .. }) = self.owners.get_mut(&owner) else { return };
         let id = *volume;
         let size = self.volumes.get(&id).map_or(0, |volume| volume.size);
         let mut device = Device { volume: id, size, work: &mut self.work };
@@ -421,10 +421,14 @@ impl Thread {
 
     /// A front-end or a listener is over.
     pub(super) fn forget_front(&mut self, owner: u32) {
-        let volume = match self.owners.remove(&owner) {
-            Some(Owner::Front { volume, .. } | Owner::NbdListener { volume, .. }) => volume,
+        let (volume, link) = match self.owners.remove(&owner) {
+            Some(Owner::Front { volume, link, .. }) => (volume, link),
+            Some(Owner::NbdListener { volume, .. }) => (volume, Link::Loose),
             _ => return,
         };
+        if link == Link::Kernel {
+            self.tell(DataEvent::LinkDead { volume });
+        }
         if let Some(volume) = self.volumes.get_mut(&volume) {
             volume.fronts.retain(|front| *front != owner);
             if volume.fronts.is_empty() {

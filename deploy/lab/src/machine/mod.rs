@@ -2,11 +2,14 @@
 //! program of the host. SIGKILL of that program is a loss of power: processes, page cache and boot id
 //! are gone, and what remains is what its kernel had handed to its two disks.
 //!
-//! The machine sees the host's files read-only and writes nothing but those disks: `data.img` (ext4,
-//! the replicator's data directory) and the pool. Its network card is the cable of the node's
+//! The machine sees the host's files read-only and writes nothing but those disks, `data.img` (ext4,
+//! the replicator's data directory) and the pool, and what its [`Job`]s say. Its network card is the cable of the node's
 //! namespace. Unix sockets do not cross kernels: a [`relay`] serves the node's control socket.
 
+mod job;
 pub mod relay;
+
+pub use job::Job;
 
 use crate::exec::run;
 use crate::layout::Layout;
@@ -54,6 +57,7 @@ pub fn make(layout: &Layout, node: u64, pool_bytes: u64) -> Result<PathBuf> {
         layout.dir.display()
     );
     fs::write(init_file(layout, node), INIT)?;
+    fs::create_dir_all(jobs(layout, node))?;
     let (pool, data) = (layout.pool_file(node), data_file(layout, node));
     for (file, bytes) in [(&pool, pool_bytes), (&data, DATA_BYTES)] {
         fs::File::create(file)
@@ -100,6 +104,7 @@ pub fn command(
         layout.data_dir(node).display().to_string(),
         replicator.display().to_string(),
         config.display().to_string(),
+        jobs(layout, node).display().to_string(),
     ];
     let arguments = boot.iter().flat_map(|words| words.split(' ')).map(OsString::from);
     let mut all = vec![format!("TMPDIR={MEMORY_DIR}").into(), KERNEL.into()];
@@ -116,6 +121,10 @@ pub fn control_socket(layout: &Layout, node: u64) -> PathBuf {
 
 fn data_file(layout: &Layout, node: u64) -> PathBuf {
     layout.node_dir(node).join("data.img")
+}
+
+fn jobs(layout: &Layout, node: u64) -> PathBuf {
+    layout.node_dir(node).join("jobs")
 }
 
 fn init_file(layout: &Layout, node: u64) -> PathBuf {

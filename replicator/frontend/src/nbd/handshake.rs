@@ -3,7 +3,7 @@
 use super::proto::{
     FIXED_NEWSTYLE, IHAVEOPT, NBDMAGIC, NO_ZEROES, OPTION_REPLY_MAGIC, Reader, flag, info, opt, rep,
 };
-use super::{Export, MAX_REQUEST};
+use super::{Export, MAX_REQUEST, TRANSMISSION_FLAGS};
 use types::BLOCK;
 
 /// Longest option data taken, in bytes: a GO with the longest legal name (4096) and every info
@@ -144,12 +144,7 @@ impl Handshake {
     }
 
     fn transmission_flags(&self) -> u16 {
-        let flags = flag::HAS_FLAGS
-            | flag::SEND_FLUSH
-            | flag::SEND_FUA
-            | flag::SEND_TRIM
-            | flag::SEND_WRITE_ZEROES
-            | flag::CAN_MULTI_CONN;
+        let flags = TRANSMISSION_FLAGS;
         if self.structured { flags | flag::SEND_DF } else { flags }
     }
 }

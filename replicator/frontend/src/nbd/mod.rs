@@ -15,7 +15,7 @@ mod tests;
 use crate::{BlockDevice, Frontend, Status, index_of};
 use handshake::{Handshake, Step};
 use hostio::{Completion, Fd, Op, Ring, Token};
-use proto::{EINVAL, REQUEST_LEN, Request};
+use proto::{EINVAL, REQUEST_LEN, Request, flag};
 use requests::{Answer, Command, Refusal, Requests, check, refuse};
 use std::time::Duration;
 use types::{BlockResult, Buf, BufMut, Instant, IoId, MAX_IO};
@@ -31,6 +31,14 @@ const RECEIVE: usize = 64 << 10;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long the last answers of a closing connection may take to be read.
 const LINGER: Duration = Duration::from_secs(5);
+
+/// What every client is told; with structured replies there is one more.
+pub const TRANSMISSION_FLAGS: u16 = flag::HAS_FLAGS
+    | flag::SEND_FLUSH
+    | flag::SEND_FUA
+    | flag::SEND_TRIM
+    | flag::SEND_WRITE_ZEROES
+    | flag::CAN_MULTI_CONN;
 
 const RECV: u32 = 0;
 const RECV_PAYLOAD: u32 = 1;
@@ -87,6 +95,8 @@ pub struct NbdConnection {
     closing: bool,
     /// Nobody reads answers any more.
     dead: bool,
+    /// The client is the kernel's driver; see [`NbdConnection::of_kernel`].
+    kernel: bool,
     /// `None` while the ring fills it.
     receive: Option<BufMut>,
     /// Bytes of `receive` that have come and not been used.
@@ -117,6 +127,7 @@ impl NbdConnection {
             deadline: Some(now.after(HANDSHAKE)),
             closing: false,
             dead: false,
+            kernel: false,
             receive: Some(BufMut::with_len(RECEIVE)),
             have: 0,
             receiving: None,
@@ -127,6 +138,28 @@ impl NbdConnection {
             sent: (0, 0),
             sending: false,
         }
+    }
+
+    /// Serves the kernel's own driver on `fd`, which does not negotiate: it was told
+    /// [`TRANSMISSION_FLAGS`].
+    ///
+    /// It sends a request again on another connection once it has shut down the one that the request
+    /// went out on. What it may still have put into that one must not be taken then: a write would
+    /// land after the ones that followed its repetition.
+    #[must_use]
+    pub fn of_kernel(owner: u32, fd: Fd, export: Export, now: Instant) -> Self {
+        let mut connection = Self::new(owner, fd, export, now);
+        connection.phase = Phase::Transmission;
+        connection.deadline = None;
+        connection.kernel = true;
+        connection.out.clear();
+        connection
+    }
+
+    /// Whether what has come may not be used any more. All connections of a volume are served by one
+    /// thread, so what is passed on after this has said no is ahead of every repetition.
+    fn is_abandoned(&self) -> bool {
+        self.kernel && hostio::net::is_shut_down(&*self.fd)
     }
 
     fn token(&self, op: u32) -> Token {
@@ -143,6 +176,9 @@ impl NbdConnection {
     /// Uses up what has come, then asks for more.
     fn advance(&mut self, ring: &mut Ring, device: &mut dyn BlockDevice) {
         if self.receiving.is_none() {
+            if self.have > 0 && !self.closing && self.is_abandoned() {
+                self.give_up();
+            }
             if let Some(mut receive) = self.receive.take() {
                 let mut used = 0;
                 while !self.closing {
@@ -345,7 +381,7 @@ impl NbdConnection {
         self.closing = true;
         self.deadline = Some(hostio::clock::boottime().after(LINGER));
         if let Some(target) = self.incoming.as_mut().and_then(|incoming| incoming.target.take()) {
-            let answer = self.requests.abandon_write(target.request, self.structured);
+            let answer = self.requests.abandon_write(target.request, self.kernel, self.structured);
             answer.into_iter().for_each(|answer| self.answer(answer));
         }
     }
@@ -400,6 +436,9 @@ impl Frontend for NbdConnection {
                 if let Some(incoming) = &mut self.incoming {
                     incoming.piece = completion.buf;
                     incoming.filled += count;
+                }
+                if !self.closing && self.is_abandoned() {
+                    self.give_up();
                 }
                 if !self.closing {
                     self.piece_filled(device);

@@ -80,6 +80,8 @@ struct Active {
     /// Pieces at the device, plus one while more may come.
     open: u32,
     errno: Option<u32>,
+    /// Not to be answered.
+    silent: bool,
     /// `Some` for a read: its pieces in order.
     data: Option<Vec<Option<Buf>>>,
 }
@@ -185,10 +187,16 @@ impl Requests {
     }
 
     /// The rest of a write's payload will not come: whatever the device made of the beginning, the
-    /// request has failed.
-    pub(super) fn abandon_write(&mut self, index: u32, structured: bool) -> Option<Answer> {
+    /// request has failed. `silent`: it is not answered, since the client sends it again elsewhere.
+    pub(super) fn abandon_write(
+        &mut self,
+        index: u32,
+        silent: bool,
+        structured: bool,
+    ) -> Option<Answer> {
         if let Some(active) = self.active.get_mut(index) {
             active.errno = active.errno.or(Some(ESHUTDOWN));
+            active.silent = silent;
         }
         self.end_write(index, structured)
     }
@@ -226,6 +234,7 @@ impl Requests {
             bytes,
             open: 1,
             errno: None,
+            silent: false,
             data: pieces.map(|count| vec![None; count as usize]),
         })
     }
@@ -249,6 +258,9 @@ impl Requests {
         }
         let active = self.active.take(index)?;
         self.bytes -= u64::from(active.bytes);
+        if active.silent {
+            return None;
+        }
         let bytes = active.bytes;
         let bufs = match (active.data, active.errno) {
             (Some(_), Some(errno)) if structured => vec![error_chunk(active.cookie, errno)],

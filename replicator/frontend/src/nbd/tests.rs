@@ -38,11 +38,19 @@ struct Pair {
 
 impl Pair {
     fn new() -> Self {
+        Self::with(NbdConnection::new)
+    }
+
+    fn of_kernel() -> Self {
+        Self::with(NbdConnection::of_kernel)
+    }
+
+    fn with(make: impl FnOnce(u32, Fd, Export, Instant) -> NbdConnection) -> Self {
         let (client, served) = UnixStream::pair().unwrap();
         client.set_nonblocking(true).unwrap();
         let export = Export { name: NAME.to_owned(), size: SIZE };
         let fd = Arc::new(OwnedFd::from(served));
-        let mut nbd = NbdConnection::new(3, fd, export, hostio::clock::boottime());
+        let mut nbd = make(3, fd, export, hostio::clock::boottime());
         let mut ring = Ring::new(8).unwrap();
         nbd.start(&mut ring);
         let device = Recorder::default();
@@ -416,4 +424,42 @@ fn a_closing_connection_does_not_wait_for_ever_for_its_client() {
         }
     }
     assert_eq!(pair.nbd.in_flight(), 0);
+}
+
+fn write_block(offset: u64) -> Vec<u8> {
+    [request(1, 0, offset, BLOCK as u32), vec![1; BLOCK as usize]].concat()
+}
+
+#[test]
+fn the_kernel_does_not_negotiate() {
+    let mut pair = Pair::of_kernel();
+    let got = pair.exchange(&write_block(BLOCK));
+    assert_eq!((got.len(), &got[..8]), (16, &[0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0][..]));
+}
+
+/// What waits in a connection that the kernel gave up was sent again on another one, and must not
+/// land behind what followed there.
+#[test]
+fn nothing_is_taken_from_a_connection_that_the_kernel_gave_up() {
+    for shut in [false, true] {
+        let mut pair = Pair::of_kernel();
+        pair.client.write_all(&write_block(0)).unwrap();
+        if shut {
+            pair.client.shutdown(std::net::Shutdown::Both).unwrap();
+        }
+        pair.answering = false;
+        pair.settle(&mut Vec::new());
+        assert_eq!(pair.device.0.len(), usize::from(!shut));
+        assert_eq!(pair.status == Status::Closed, shut);
+    }
+}
+
+#[test]
+fn a_write_of_the_kernel_that_a_stop_cuts_off_is_not_answered() {
+    let mut pair = Pair::of_kernel();
+    assert!(pair.exchange(&write_block(0)[..100]).is_empty());
+    pair.nbd.stop(&mut pair.ring);
+    let mut got = Vec::new();
+    pair.settle(&mut got);
+    assert_eq!((got.len(), pair.status), (0, Status::Closed));
 }

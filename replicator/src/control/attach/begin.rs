@@ -28,11 +28,12 @@ const COMMAND: Duration = Duration::from_secs(15);
 /// How long the engine may take to seal and reconcile: two leases, and the I/O timeout.
 const START: Duration = Duration::from_secs(30);
 
-/// Attaches `volume` here and returns once the device works. Idempotent.
+/// Attaches `volume` here and returns once the device works; without a `frontend`, with the kernel
+/// device that this node chose. Idempotent.
 pub(in crate::control) async fn attach(
     node: &Arc<Node>,
     volume: VolumeId,
-    frontend: Frontend,
+    frontend: Option<Frontend>,
 ) -> Result<api::Attachment, Status> {
     let operation = node.attachments.begin_patiently(volume).await?;
     // A caller that goes away must not leave half an attachment: the work runs to its end.
@@ -47,11 +48,15 @@ pub(in crate::control) async fn attach(
 async fn run(
     node: &Arc<Node>,
     volume: VolumeId,
-    frontend: Frontend,
+    frontend: Option<Frontend>,
 ) -> Result<api::Attachment, Status> {
     if let Some(present) = healthy(node, volume, frontend).await? {
         return Ok(present);
     }
+    let frontend = match frontend {
+        Some(frontend) => frontend,
+        None => node.kernel_device()?,
+    };
     end::tear_down(node, volume).await;
     let begun = hostio::clock::boottime();
     let instance = EngineInstance(Uuid::new_v4());
@@ -80,7 +85,7 @@ async fn run(
 async fn healthy(
     node: &Node,
     volume: VolumeId,
-    frontend: Frontend,
+    frontend: Option<Frontend>,
 ) -> Result<Option<api::Attachment>, Status> {
     let ours = match node.attachments.inner().get(&volume) {
         None => return Ok(None),
@@ -88,13 +93,18 @@ async fn healthy(
     };
     match describe(node, volume).await {
         Some(present) if ours && !present.failed => {
-            if present.frontend == frontend.as_str() {
+            let wanted = frontend.map_or("a kernel device", Frontend::as_str);
+            let fits = match frontend {
+                Some(frontend) => present.frontend == frontend.as_str(),
+                None => !present.device.is_empty(),
+            };
+            if fits {
                 return Ok(Some(present));
             }
             Err(Status::already_exists(format!(
-                "volume {volume} is attached here with front-end {:?}, not {:?}: detach it first",
-                present.frontend,
-                frontend.as_str()
+                "volume {volume} is attached here with front-end {:?}, not {wanted:?}: detach it \
+                 first",
+                present.frontend
             )))
         }
         _ => Ok(None),

@@ -1,15 +1,17 @@
-//! The device of an attachment: NBD socket, FUSE mount and loop device. Everything that can block
-//! runs beside the runtime, within a time limit.
+//! The device of an attachment: NBD socket, and a kernel device that is FUSE mount and loop device, or
+//! [`super::kernel_nbd`]. Everything that can block runs beside the runtime, within a time limit.
 //!
 //! The /dev/fuse descriptor of a kernel device is also with the device holder, from before the
 //! device is shown until it is removed: so it outlives this process (R14).
 
 use super::Frontend;
-use super::keeper::{Inherited, Note};
+use super::keeper::{Inherited, Kept, Note};
+use super::kernel_nbd::KernelNbd;
 use crate::control::Node;
 use crate::control::status::data_status;
 use crate::data::FUSE_FILE;
 use core::time::Duration;
+use frontend::select::Kind;
 use hostio::HostError;
 use hostio::loopdev::LoopDevice;
 use std::collections::BTreeSet;
@@ -29,13 +31,14 @@ const KERNEL: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub(super) struct Device {
     frontend: Frontend,
-    reason: &'static str,
+    reason: String,
     volume: VolumeId,
     nbd_socket: PathBuf,
     mount: PathBuf,
     /// Of a kernel device, once there is one.
     device: Option<Arc<LoopDevice>>,
     fuse: Option<Arc<OwnedFd>>,
+    nbd: Option<KernelNbd>,
     engines: BTreeSet<EngineInstance>,
 }
 
@@ -70,17 +73,18 @@ impl Device {
     fn new(node: &Node, volume: VolumeId, frontend: Frontend) -> Self {
         Self {
             frontend,
-            reason: match frontend {
-                Frontend::FuseLoop => {
-                    "a kernel device: a loop device with direct I/O over FUSE works on every kernel"
+            reason: match &node.frontend {
+                Ok(selection) if frontend == Frontend::Kernel(selection.kind) => {
+                    selection.reason.clone()
                 }
-                Frontend::Nbd => "asked for: a Unix socket for NBD clients, no kernel device",
+                _ => "asked for, or made by a former daemon".to_owned(),
             },
             volume,
             nbd_socket: nbd_socket(&node.config.data_dir, volume),
             mount: mount_directory(&node.config.data_dir, volume),
             device: None,
             fuse: None,
+            nbd: None,
             engines: BTreeSet::new(),
         }
     }
@@ -108,9 +112,23 @@ impl Device {
     async fn serve(&mut self, node: &Node) -> Result<(), Status> {
         let volume = self.volume;
         self.serve_nbd(node).await?;
-        if self.frontend == Frontend::Nbd {
-            return Ok(());
+        match self.frontend {
+            Frontend::Nbd => return Ok(()),
+            Frontend::Kernel(Kind::FuseLoop) => self.make_fuse_loop(node).await?,
+            Frontend::Kernel(Kind::KernelNbd) => {
+                let status = node.data.engine_status(volume).await;
+                let size = status.map(|status| status.size);
+                let gone = || Status::aborted(format!("volume {volume} lost its engine"));
+                let device = KernelNbd::create(node, volume, size.ok_or_else(gone)?).await?;
+                self.nbd = Some(device);
+            }
         }
+        self.hand_over(node).await;
+        Ok(())
+    }
+
+    async fn make_fuse_loop(&mut self, node: &Node) -> Result<(), Status> {
+        let volume = self.volume;
         let mount = self.mount.clone();
         let source = format!("holdfast-{volume}");
         std::fs::create_dir_all(&mount).map_err(|error| {
@@ -127,17 +145,24 @@ impl Device {
             tracing::warn!(%volume, device = %device.path().display(), "the kernel refused direct I/O on the loop device: data is cached twice");
         }
         self.device = Some(Arc::new(device));
-        self.hand_over(node).await;
         Ok(())
     }
 
     /// A device that a former daemon left; nobody serves it yet.
     pub(super) fn inherited(node: &Node, inherited: Inherited, instance: EngineInstance) -> Self {
-        let Inherited { volume, note, fuse } = inherited;
-        let mut device = Self::new(node, volume, Frontend::FuseLoop);
+        let Inherited { volume, note, kept } = inherited;
+        let mut device = match kept {
+            Kept::Fuse(fuse) => {
+                let device = Self::new(node, volume, Frontend::Kernel(Kind::FuseLoop));
+                Self { fuse: Some(Arc::new(fuse)), ..device }
+            }
+            Kept::Nbd(nbd) => {
+                let device = Self::new(node, volume, Frontend::Kernel(Kind::KernelNbd));
+                Self { nbd: Some(KernelNbd::inherited(&node.config, volume, nbd)), ..device }
+            }
+        };
         device.engines = note.engines;
         device.engines.insert(instance);
-        device.fuse = Some(Arc::new(fuse));
         device
     }
 
@@ -149,8 +174,24 @@ impl Device {
         path: PathBuf,
         instance: EngineInstance,
     ) -> Result<(), Status> {
-        let Some(fuse) = self.fuse.clone() else { return Ok(()) };
         self.serve_nbd(node).await?;
+        if let Some(nbd) = &self.nbd {
+            nbd.resume(node, self.volume).await?;
+        }
+        if let Some(fuse) = self.fuse.clone() {
+            self.resume_fuse_loop(node, path, fuse).await?;
+        }
+        self.engines = BTreeSet::from([instance]);
+        self.hand_over(node).await;
+        Ok(())
+    }
+
+    async fn resume_fuse_loop(
+        &mut self,
+        node: &Node,
+        path: PathBuf,
+        fuse: Arc<OwnedFd>,
+    ) -> Result<(), Status> {
         let backing = self.mount.join(FUSE_FILE);
         let again = Arc::clone(&fuse);
         let open = move || {
@@ -159,16 +200,16 @@ impl Device {
             Ok(device)
         };
         self.device = Some(Arc::new(kernel("take over the kernel device", open).await?));
-        self.serve_fuse(node, &fuse).await?;
-        self.engines = BTreeSet::from([instance]);
-        self.hand_over(node).await;
-        Ok(())
+        self.serve_fuse(node, &fuse).await
+    }
+
+    fn to_note(&self, device: PathBuf) -> Note {
+        Note { engines: self.engines.clone(), device }
     }
 
     /// What the holder is to know of a kernel device.
     fn described(&self) -> Result<holder::Device, Status> {
-        let device = self.path().map(Path::to_owned).unwrap_or_default();
-        let note = Note { engines: self.engines.clone(), device };
+        let note = self.to_note(self.path().map(Path::to_owned).unwrap_or_default());
         Ok(holder::Device {
             volume: self.volume.to_string(),
             mount: self.mount.clone(),
@@ -177,12 +218,15 @@ impl Device {
         })
     }
 
-    /// Gives the holder what it needs to keep the device. Without it the device works, and ends
-    /// with this process.
+    /// Gives the holder what it needs to keep the device, or notes it. Without that the device works,
+    /// and ends with this process, or with the next one's start.
     pub(super) async fn hand_over(&self, node: &Node) {
-        let Some(fuse) = self.fuse.clone() else { return };
         let keeper = Arc::clone(&node.keeper);
         let kept = async {
+            if let Some(nbd) = &self.nbd {
+                return nbd.keep(&self.to_note(nbd.path().to_owned())).await;
+            }
+            let Some(fuse) = self.fuse.clone() else { return Ok(()) };
             let device = self.described()?;
             blocking("hand the device to its holder", move || keeper.keep(&device, &fuse)).await
         };
@@ -193,15 +237,21 @@ impl Device {
         }
     }
 
-    /// Has the holder note who may serve an inherited device; it knows the device itself.
+    /// Has it noted who may serve an inherited device; the rest is known.
     pub(super) async fn note(&self, node: &Node, device: PathBuf) -> Result<(), Status> {
         let (keeper, volume) = (Arc::clone(&node.keeper), self.volume);
-        let note = Note { engines: self.engines.clone(), device };
+        let note = self.to_note(device);
+        if let Some(nbd) = &self.nbd {
+            return nbd.keep(&note).await;
+        }
         blocking("tell the device holder", move || keeper.note(volume, &note)).await
     }
 
     /// Whether the device outlives this process.
     pub(super) async fn is_kept(&self, node: &Node) -> bool {
+        if let Some(nbd) = &self.nbd {
+            return nbd.is_kept();
+        }
         let (keeper, volume) = (Arc::clone(&node.keeper), self.volume);
         let asked = move || Ok::<bool, HostError>(keeper.keeps(volume));
         self.fuse.is_some() && blocking("ask the device holder", asked).await.unwrap_or(false)
@@ -219,7 +269,10 @@ impl Device {
     /// Takes the device away without ever hanging; `dead` also fails what the kernel still waits for.
     pub(super) async fn remove(mut self, node: &Node, dead: bool) {
         let volume = self.volume;
-        if self.frontend == Frontend::FuseLoop {
+        if let Some(nbd) = &self.nbd {
+            nbd.remove(volume).await;
+        }
+        if self.frontend == Frontend::Kernel(Kind::FuseLoop) {
             // First: what is half removed must not be taken over.
             let keeper = Arc::clone(&node.keeper);
             let forget = move || {
@@ -228,7 +281,7 @@ impl Device {
             };
             log(volume, blocking("tell the device holder", forget).await);
         }
-        if self.frontend == Frontend::FuseLoop {
+        if self.frontend == Frontend::Kernel(Kind::FuseLoop) {
             let abort = |mount: PathBuf| kernel("abort FUSE", move || hostio::fuse::abort(&mount));
             if dead {
                 log(volume, abort(self.mount.clone()).await);
@@ -254,7 +307,10 @@ impl Device {
     }
 
     /// Makes the kernel device as large as the engine has become.
-    pub(super) async fn resize(&self) -> Result<(), Status> {
+    pub(super) async fn resize(&self, size: u64) -> Result<(), Status> {
+        if let Some(nbd) = &self.nbd {
+            return nbd.resize(size).await;
+        }
         let Some(device) = self.device.clone() else { return Ok(()) };
         kernel("grow the loop device", move || device.set_capacity()).await
     }
@@ -272,7 +328,12 @@ impl Device {
     }
 
     pub(super) fn path(&self) -> Option<&Path> {
-        self.device.as_ref().map(|device| device.path())
+        let nbd = self.nbd.as_ref().map(KernelNbd::path);
+        self.device.as_ref().map(|device| device.path()).or(nbd)
+    }
+
+    pub(super) const fn kernel_nbd(&self) -> Option<&KernelNbd> {
+        self.nbd.as_ref()
     }
 
     pub(super) fn nbd_socket(&self) -> &Path {
@@ -283,8 +344,8 @@ impl Device {
         self.frontend
     }
 
-    pub(super) const fn reason(&self) -> &'static str {
-        self.reason
+    pub(super) fn reason(&self) -> &str {
+        &self.reason
     }
 }
 
@@ -310,7 +371,7 @@ async fn kernel<T: Send + 'static>(
     blocking(doing, call).await
 }
 
-async fn blocking<T: Send + 'static, E: std::error::Error + Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static, E: std::error::Error + Send + 'static>(
     doing: &'static str,
     call: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, Status> {
@@ -325,7 +386,7 @@ async fn blocking<T: Send + 'static, E: std::error::Error + Send + 'static>(
     }
 }
 
-fn log<T>(volume: VolumeId, result: Result<T, Status>) -> Option<T> {
+pub(super) fn log<T>(volume: VolumeId, result: Result<T, Status>) -> Option<T> {
     result
         .inspect_err(|status| tracing::warn!(%volume, error = status.message(), "while detaching"))
         .ok()

@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::control::Node;
 use core::time::Duration;
 use holder::{Holder, HolderError};
+use hostio::nbd::NbdDevice;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::io;
@@ -21,16 +22,25 @@ pub(super) struct Note {
     /// The engines that the device may be served by: if Raft's record names one of them, no other
     /// node has written the volume since.
     pub(super) engines: BTreeSet<EngineInstance>,
-    /// The loop device.
+    /// The device.
     pub(super) device: PathBuf,
 }
 
-/// A device that a former daemon left with the holder.
+/// A device that a former daemon left.
 #[derive(Debug)]
 pub(in crate::control) struct Inherited {
     pub(super) volume: VolumeId,
     pub(super) note: Note,
-    pub(super) fuse: OwnedFd,
+    pub(super) kept: Kept,
+}
+
+/// What is left of it.
+#[derive(Debug)]
+pub(super) enum Kept {
+    /// The holder's copy of its descriptor.
+    Fuse(OwnedFd),
+    /// All of it, but for its sockets.
+    Nbd(NbdDevice),
 }
 
 /// How often a service that is not there is looked for.
@@ -196,9 +206,10 @@ pub(in crate::control) async fn guard(node: Arc<Node>) {
     }
 }
 
-/// Takes what a former daemon of `data_dir` left, and removes what nobody keeps: loop devices, FUSE
-/// mounts and sockets. Blocking; to be called before anything is served.
-pub(in crate::control) fn inherit(keeper: &Keeper, data_dir: &Path) -> Vec<Inherited> {
+/// Takes what a former daemon of this configuration left, and removes what nobody keeps: loop and NBD
+/// devices, FUSE mounts and sockets. Blocking; to be called before anything is served.
+pub(in crate::control) fn inherit(keeper: &Keeper, config: &Config) -> Vec<Inherited> {
+    let data_dir = &config.data_dir;
     let mut inherited = Vec::new();
     for (device, fuse) in keeper.inherit() {
         let parsed = device.volume.parse().ok().zip(serde_json::from_str(&device.note).ok());
@@ -213,7 +224,7 @@ pub(in crate::control) fn inherit(keeper: &Keeper, data_dir: &Path) -> Vec<Inher
             drop(keeper.with(|holder| holder.forget(&device.volume)));
             continue;
         };
-        inherited.push(Inherited { volume, note, fuse });
+        inherited.push(Inherited { volume, note, kept: Kept::Fuse(fuse) });
     }
     for mount in entries(&data_dir.join("fuse")) {
         let kept = |inherited: &Inherited| {
@@ -224,6 +235,9 @@ pub(in crate::control) fn inherit(keeper: &Keeper, data_dir: &Path) -> Vec<Inher
             remove(&mount, &mount.join(crate::data::FUSE_FILE));
         }
     }
+    inherited.extend(super::kernel_nbd::inherit(config).into_iter().map(|(volume, note, device)| {
+        Inherited { volume, note, kept: Kept::Nbd(device) }
+    }));
     for socket in entries(&data_dir.join("nbd")) {
         if let Err(error) = std::fs::remove_file(&socket) {
             tracing::warn!(socket = %socket.display(), %error, "a remnant could not be removed");

@@ -6,14 +6,15 @@
 //!
 //! Some attachments have no device: `internal` takes snapshots of detached volumes and fills new ones.
 //!
-//! A kernel device outlives the daemon that served it (R14): `keeper` has its descriptor kept,
-//! `resume` takes it over.
+//! A kernel device outlives the daemon that served it (R14): `keeper` has its descriptor kept, or the
+//! kernel keeps it (`kernel_nbd`); `resume` takes it over.
 
 mod begin;
 mod device;
 mod end;
 mod internal;
 mod keeper;
+mod kernel_nbd;
 mod resume;
 mod watch;
 
@@ -22,6 +23,7 @@ pub(super) use end::{detach, detach_mortal, retire_all};
 pub(super) use internal::{fill, release_dead, take_snapshot};
 pub use keeper::Keeper;
 pub(super) use keeper::{Inherited, guard, inherit};
+pub(super) use kernel_nbd::relink;
 pub(super) use resume::{claim, resume};
 pub(super) use watch::follow;
 
@@ -30,6 +32,7 @@ use super::convert;
 use client::api;
 use core::time::Duration;
 use device::Device;
+use frontend::select::Kind;
 use metadata::{Command, Done};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -46,8 +49,8 @@ const RESIZE: Duration = Duration::from_secs(10);
 /// What serves the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Frontend {
-    /// A loop device over our FUSE file: a kernel block device.
-    FuseLoop,
+    /// A kernel block device.
+    Kernel(Kind),
     /// Only the NBD Unix socket.
     Nbd,
 }
@@ -55,7 +58,7 @@ pub(super) enum Frontend {
 impl Frontend {
     pub(super) const fn as_str(self) -> &'static str {
         match self {
-            Self::FuseLoop => "fuse-loop",
+            Self::Kernel(kind) => kind.name(),
             Self::Nbd => "nbd",
         }
     }
@@ -231,7 +234,7 @@ pub(super) async fn resize(node: &Node, volume: VolumeId) -> Result<u64, Status>
         .resize_engine(volume, size)
         .await
         .map_err(|error| super::status::data_status("resize", &error))?;
-    device.resize().await?;
+    device.resize(size).await?;
     Ok(size)
 }
 

@@ -76,6 +76,14 @@ impl ControlService {
             control_address: node.config.control_address.to_string(),
             data_address: node.config.data_address.to_string(),
             zone: node.config.zone.clone().unwrap_or_default(),
+            frontend: match &node.frontend {
+                Ok(selection) => selection.kind.name().to_owned(),
+                Err(_) => String::new(),
+            },
+            frontend_reason: match &node.frontend {
+                Ok(selection) => selection.reason.clone(),
+                Err(error) => error.to_string(),
+            },
         })
     }
 

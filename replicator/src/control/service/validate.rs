@@ -110,11 +110,14 @@ pub(super) fn pool_class(text: &str) -> Result<Option<PoolClass>, Status> {
     })
 }
 
-pub(super) fn front_end(text: &str) -> Result<Frontend, Status> {
-    match text {
-        "" | "fuse-loop" => Ok(Frontend::FuseLoop),
-        "nbd" => Ok(Frontend::Nbd),
-        _ => Err(invalid("frontend", text, "\"\" (a kernel device), \"fuse-loop\" or \"nbd\"")),
+/// `None`: the kernel device that the node chose.
+pub(super) fn front_end(text: &str) -> Result<Option<Frontend>, Status> {
+    let accepted = "\"\" (a kernel device), \"kernel-nbd\", \"fuse-loop\" or \"nbd\"";
+    match (text, text.parse()) {
+        ("", _) => Ok(None),
+        ("nbd", _) => Ok(Some(Frontend::Nbd)),
+        (_, Ok(kind)) => Ok(Some(Frontend::Kernel(kind))),
+        (_, Err(_)) => Err(invalid("frontend", text, accepted)),
     }
 }
 

@@ -75,9 +75,11 @@ fn ids_addresses_and_front_ends() {
         let status = volume_id(bad).unwrap_err();
         assert!(status.message().contains("volume_id"), "{bad}: {}", status.message());
     }
-    assert_eq!(front_end("").unwrap(), Frontend::FuseLoop);
-    assert_eq!(front_end("nbd").unwrap(), Frontend::Nbd);
-    assert!(front_end("ublk").unwrap_err().message().contains("fuse-loop"));
+    for named in ["fuse-loop", "kernel-nbd", "nbd"] {
+        assert_eq!(front_end(named).unwrap().unwrap().as_str(), named);
+        assert!(front_end("ublk").unwrap_err().message().contains(named));
+    }
+    assert_eq!(front_end("").unwrap(), None);
     assert!(node_id("node", 0).is_err());
     assert!(address("control_address", "10.0.0.1:7420").is_ok());
     for bad in ["0.0.0.0:1", "10.0.0.1", "10.0.0.1:0", "host:1"] {

@@ -113,9 +113,7 @@ fn choose(
     let lacking = format!("{}: {lacking}", first.name());
     match probe(second) {
         Ok(()) => Ok(Selection { kind: second, reason: format!("not {lacking}") }),
-        Err(also) => {
-            Err(NoFrontend { missing: format!("{lacking}; {}: {also}", second.name()) })
-        }
+        Err(also) => Err(NoFrontend { missing: format!("{lacking}; {}: {also}", second.name()) }),
     }
 }
 
@@ -142,7 +140,8 @@ mod tests {
             let refused = choose(Some(kind), false, without(kind)).unwrap_err().to_string();
             assert!(refused.contains(kind.name()) && refused.contains("gone"), "{refused}");
         }
-        let none = choose(None, true, |kind| Err(format!("no {}", kind.name()))).unwrap_err().missing;
+        let none =
+            choose(None, true, |kind| Err(format!("no {}", kind.name()))).unwrap_err().missing;
         assert!(none.contains("no kernel-nbd") && none.contains("no fuse-loop"), "{none}");
         assert_eq!("ublk".parse::<Kind>(), Err(UnknownKind));
     }

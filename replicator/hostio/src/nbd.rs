@@ -219,7 +219,11 @@ impl NbdDevice {
     /// # Errors
     /// [`HostError::Sys`].
     pub fn disconnect(&self) -> Result<(), HostError> {
-        match self.call("disconnect", cmd::DISCONNECT, &Attributes::default().u32(attr::INDEX, self.index)) {
+        match self.call(
+            "disconnect",
+            cmd::DISCONNECT,
+            &Attributes::default().u32(attr::INDEX, self.index),
+        ) {
             Err(error) if error.errno() == libc::EINVAL && !self.is_configured() => Ok(()),
             done => done,
         }
@@ -232,12 +236,15 @@ impl NbdDevice {
     }
 
     fn request(&self, backend: &str) -> Attributes {
-        Attributes::default()
-            .u32(attr::INDEX, self.index)
-            .text(attr::BACKEND_IDENTIFIER, backend)
+        Attributes::default().u32(attr::INDEX, self.index).text(attr::BACKEND_IDENTIFIER, backend)
     }
 
-    fn call(&self, action: &'static str, command: u8, request: &Attributes) -> Result<(), HostError> {
+    fn call(
+        &self,
+        action: &'static str,
+        command: u8,
+        request: &Attributes,
+    ) -> Result<(), HostError> {
         call(command, request).map(drop).map_err(|error| HostError::sys(action, &self.path, error))
     }
 }

@@ -1,7 +1,7 @@
 //! What the data thread reports: changes of an ISR go to Raft, the rest becomes events.
 
-use super::{Node, attach};
 use super::status::CommandError;
+use super::{Node, attach};
 use crate::data::DataEvent;
 use core::time::Duration;
 use engine::IsrAnswer;

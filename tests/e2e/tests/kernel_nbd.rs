@@ -90,7 +90,8 @@ async fn postgres_on_the_kernels_nbd_outlives_kill_and_upgrade_of_the_daemon() {
     let attached = attach(&client, &id, "kernel-nbd").await;
     let device = &attached.device;
     assert_eq!((device.as_str(), attached.frontend.as_str()), ("/dev/nbd0", "kernel-nbd"));
-    run(&lab, &format!("mkfs.ext4 -q {device}; mkdir /run/volume; mount {device} /run/volume")).await;
+    run(&lab, &format!("mkfs.ext4 -q {device}; mkdir /run/volume; mount {device} /run/volume"))
+        .await;
     // What the device promises is what makes a filesystem safe on it.
     let promises = "cd /sys/block/nbd0/queue; cat logical_block_size write_cache fua";
     assert_eq!(run(&lab, promises).await, "4096\nwrite back\n1\n");

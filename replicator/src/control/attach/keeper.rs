@@ -235,9 +235,13 @@ pub(in crate::control) fn inherit(keeper: &Keeper, config: &Config) -> Vec<Inher
             remove(&mount, &mount.join(crate::data::FUSE_FILE));
         }
     }
-    inherited.extend(super::kernel_nbd::inherit(config).into_iter().map(|(volume, note, device)| {
-        Inherited { volume, note, kept: Kept::Nbd(device) }
-    }));
+    inherited.extend(
+        super::kernel_nbd::inherit(config).into_iter().map(|(volume, note, device)| Inherited {
+            volume,
+            note,
+            kept: Kept::Nbd(device),
+        }),
+    );
     for socket in entries(&data_dir.join("nbd")) {
         if let Err(error) = std::fs::remove_file(&socket) {
             tracing::warn!(socket = %socket.display(), %error, "a remnant could not be removed");

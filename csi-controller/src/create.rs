@@ -13,7 +13,7 @@ use tonic::Status;
 #[derive(Clone, Debug)]
 pub struct Wanted {
     pub name: String,
-    /// In bytes, of a volume that begins with zeros.
+    /// In bytes; a copy without a required size is as large as its source instead.
     pub size: u64,
     pub required: u64,
     pub limit: u64,

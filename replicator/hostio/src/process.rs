@@ -17,8 +17,8 @@ pub fn kernel_version() -> (u32, u32) {
         let mut numbers = release.split(['.', '-', '+']).map(str::parse);
         Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
     };
-    let named = nix::sys::utsname::uname().ok();
-    named.and_then(|name| parse(name.release().to_str()?)).unwrap_or_default()
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease");
+    release.ok().and_then(|release| parse(release.trim())).unwrap_or_default()
 }
 
 /// Binds the calling thread to one CPU (numbered from 0).

@@ -4,17 +4,18 @@
 
 use client::Client;
 use client::api::Attachment;
-use e2e::{TestLab, eventually, in_sync, lab_with_machines, skipped, volume};
+use e2e::{TestLab, eventually, fresh_dir, in_sync, lab_with_machines, skipped, volume};
 use lab::daemons::REPLICATOR;
 use lab::machine::Job;
 use nix::sys::signal::Signal;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The node that is a machine.
 const NODE: u64 = 2;
 const SIZE: u64 = 512 << 20;
 /// For one step of a script in the machine, which is slow.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A lab whose node 2 is a machine; says that the test is skipped where there can be none.
 async fn lab_or_skip(test: &str) -> Option<TestLab> {
@@ -77,6 +78,28 @@ fn postgres(script: &str) -> String {
     format!("{POSTGRES}{script}")
 }
 
+/// A database cluster with pgbench's tables, made on the host, which is quicker.
+fn database() -> PathBuf {
+    let directory = fresh_dir();
+    let script = r#"
+        mkdir "$1"
+        chown postgres "$1"
+        as initdb --no-sync --data-checksums --auth=trust --locale=C --wal-segsize=1 -D "$1" >/dev/null
+        cat >>"$1/postgresql.conf" <<END
+listen_addresses = ''
+unix_socket_directories = '/run/volume'
+shared_buffers = 32MB
+dynamic_shared_memory_type = mmap
+END
+        as pg_ctl -D "$1" -o "-k $1" -l "$1/log" -w start >/dev/null
+        PGHOST="$1" as pgbench -q -i -s 1 2>/dev/null
+        as pg_ctl -D "$1" -w -m fast stop >/dev/null
+    "#;
+    let name = directory.display().to_string();
+    lab::exec::run("sh", &["-euc", &postgres(script), "sh", &name]).unwrap();
+    directory
+}
+
 const NO_ERRORS: &str = r#"
 ! dmesg | grep -E "I/O error|EXT4-fs error|Aborting journal"
 "#;
@@ -95,39 +118,27 @@ async fn postgres_on_the_kernels_nbd_outlives_kill_and_upgrade_of_the_daemon() {
     // What the device promises is what makes a filesystem safe on it.
     let promises = "cd /sys/block/nbd0/queue; cat logical_block_size write_cache fua";
     assert_eq!(run(&lab, promises).await, "4096\nwrite back\n1\n");
-    run(
-        &lab,
-        &postgres(
-            r#"
-            mkdir /run/volume/data
-            chown postgres /run/volume /run/volume/data
-            as initdb --no-sync --data-checksums --auth=trust --locale=C -D /run/volume/data
-            cat >>/run/volume/data/postgresql.conf <<END
-            listen_addresses = ''
-            unix_socket_directories = '/run/volume'
-            shared_buffers = 32MB
-            dynamic_shared_memory_type = mmap
-            max_wal_size = 64MB
-            min_wal_size = 32MB
-END
-            as postgres -D /run/volume/data >/run/postgres.log 2>&1 &
-            until as pg_isready -q; do sleep 0.1; done
-            as pgbench -q -i -s 1
-            "#,
-        ),
-    )
-    .await;
+    let made = database();
+    let copy = format!(
+        "chown postgres /run/volume
+         cp -a {} /run/volume/data
+         as postgres -D /run/volume/data >/run/postgres.log 2>&1 &
+         until as pg_isready -q; do sleep 0.1; done",
+        made.display()
+    );
+    run(&lab, &postgres(&copy)).await;
+    std::fs::remove_dir_all(&made).unwrap();
 
     // One verified byte stream beside the database: fio reads back what it wrote.
     let verified = Job::start(
         &lab.layout,
         NODE,
-        "fio --name=verified --directory=/run/volume --size=64M --rw=randwrite --bs=8k --direct=1 \
-         --ioengine=psync --fsync=16 --verify=crc32c --verify_fatal=1 --rate_iops=150 \
-         --time_based=0 --output=/dev/stderr",
+        "fio --name=verified --directory=/run/volume --size=8M --rw=randwrite --bs=8k --direct=1 \
+         --ioengine=psync --fsync=16 --verify=crc32c --verify_fatal=1 --rate_iops=60 \
+         --minimal",
     )
     .unwrap();
-    let load = postgres("as pgbench -n -c 2 -T 30 -P 1 --failures-detailed");
+    let load = postgres("as pgbench -n -c 2 -T 25 -P 1 --failures-detailed");
     let load = Job::start(&lab.layout, NODE, &load).unwrap();
     eventually("transactions", || async { Ok(load.output().matches("progress:").count() > 2) })
         .await
@@ -170,8 +181,8 @@ async fn several_connections_lose_nothing_in_a_restart_and_the_device_grows() {
         &lab.layout,
         NODE,
         &format!(
-            "fio --name=verified --filename={device} --size=48M --rw=randwrite --bs=8k --direct=1 \
-             --ioengine=libaio --iodepth=16 --rate_iops=600 --verify=crc32c --verify_fatal=1"
+            "fio --name=verified --filename={device} --size=24M --rw=randwrite --bs=8k --direct=1 \
+             --ioengine=libaio --iodepth=16 --rate_iops=200 --verify=crc32c --verify_fatal=1"
         ),
     )
     .unwrap();

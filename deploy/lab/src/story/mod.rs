@@ -7,7 +7,7 @@
 mod checks;
 mod events;
 mod failover;
-pub mod load;
+mod load;
 mod progress;
 mod report;
 mod svg;

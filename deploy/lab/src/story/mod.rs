@@ -7,7 +7,7 @@
 mod checks;
 mod events;
 mod failover;
-mod load;
+pub mod load;
 mod progress;
 mod report;
 mod svg;

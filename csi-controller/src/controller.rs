@@ -2,6 +2,7 @@
 
 use crate::create::{Wanted, check_capabilities, check_create, check_use, compatible, confirm};
 use crate::health::health;
+use crate::limits::Limits;
 use crate::parameters::{Changes, Parameters, Placement};
 use crate::source::Source;
 use crate::{snapshots, topology};
@@ -120,7 +121,10 @@ impl ControllerService {
                     api::VolumeState::Creating | api::VolumeState::Filling => {
                         self.ask(&wanted, volume.size_bytes, volume.fs_type).await
                     }
-                    _ => Ok(present(&volume)),
+                    _ => {
+                        self.limit(&volume, wanted.parameters.limits).await?;
+                        Ok(present(&volume))
+                    }
                 }
             }
             Err(error) if error.code() == Code::NotFound => {
@@ -159,7 +163,26 @@ impl ControllerService {
             source: wanted.source.map(Source::to_api),
         };
         let volume = self.client.create_volume(request).await.map_err(|e| from_client(&e))?;
+        self.limit(&volume, wanted.parameters.limits).await?;
         Ok(present(&volume))
+    }
+
+    /// The limits of a new volume. One that was attached is not new any more: they may have been
+    /// changed since.
+    async fn limit(&self, volume: &api::Volume, limits: Limits) -> Result<(), Status> {
+        if volume.epoch == 0 && limits.any() {
+            let volume_id = volume.volume_id.clone();
+            self.change(volume_id, Changes { limits, ..Changes::default() }).await?;
+        }
+        Ok(())
+    }
+
+    async fn change(&self, volume_id: String, changes: Changes) -> Result<(), Status> {
+        let Changes { repl, priority_io, limits } = changes;
+        let Limits { iops: iops_limit, bandwidth: bandwidth_limit } = limits;
+        let request =
+            api::ModifyVolumeRequest { volume_id, repl, priority_io, iops_limit, bandwidth_limit };
+        self.client.modify_volume(request).await.map(drop).map_err(|e| from_client(&e))
     }
 
     async fn delete(&self, volume: VolumeId) -> Result<DeleteVolumeResponse, Status> {
@@ -176,9 +199,7 @@ impl ControllerService {
         volume: VolumeId,
         changes: Changes,
     ) -> Result<ControllerModifyVolumeResponse, Status> {
-        let Changes { repl, priority_io } = changes;
-        let request = api::ModifyVolumeRequest { volume_id: volume.to_string(), repl, priority_io };
-        self.client.modify_volume(request).await.map_err(|e| from_client(&e))?;
+        self.change(volume.to_string(), changes).await?;
         Ok(ControllerModifyVolumeResponse {})
     }
 

@@ -1,6 +1,7 @@
 //! What CreateVolume may ask for, and whether a volume that exists is what was asked for.
 
 use crate::controller::{check_name, present};
+use crate::limits::{BANDWIDTH_LIMIT, IOPS_LIMIT};
 use crate::parameters::{Changes, PLACEMENT, PRIORITY_IO, Parameters, Placement, REPL};
 use crate::source::{Origin, Source};
 use crate::topology::{self, Place};
@@ -193,6 +194,14 @@ pub fn confirm(
     if says(PRIORITY_IO) && parameters.priority_io != volume.priority_io {
         let (is, asked) = (&volume.priority_io, &parameters.priority_io);
         return Err(format!("priority_io is {is:?}, not {asked:?}"));
+    }
+    for (key, limit, is) in [
+        (IOPS_LIMIT, parameters.limits.iops, volume.iops_limit),
+        (BANDWIDTH_LIMIT, parameters.limits.bandwidth, volume.bandwidth_limit),
+    ] {
+        if let Some(asked) = limit.filter(|asked| *asked != is) {
+            return Err(format!("{key} is {is}, not {asked} (0: none)"));
+        }
     }
     if says(PLACEMENT) && parameters.placement.word() != volume.placement {
         let (is, asked) = (Placement::of(&volume.placement), parameters.placement);

@@ -9,6 +9,7 @@ mod controller;
 mod create;
 pub mod failover;
 mod health;
+mod limits;
 mod parameters;
 mod readiness;
 mod snapshots;

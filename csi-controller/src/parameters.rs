@@ -1,5 +1,6 @@
 //! The parameters of a StorageClass, and those of a VolumeAttributesClass, which may change later.
 
+use crate::limits::Limits;
 use core::fmt;
 use csi_common::{FsType, RequestError};
 use std::collections::HashMap;
@@ -13,8 +14,9 @@ pub const REPL: &str = "repl";
 pub const PRIORITY_IO: &str = "priority_io";
 /// Where the volume is to be used.
 pub const PLACEMENT: &str = "placement";
-const ACCEPTED_KEYS: &str = "repl, priority_io, placement, csi.storage.k8s.io/fstype";
-const MUTABLE_KEYS: &str = "repl, priority_io";
+const ACCEPTED_KEYS: &str = "repl, priority_io, placement, csi.storage.k8s.io/fstype, iops_limit, \
+                             bandwidth_limit";
+const MUTABLE_KEYS: &str = "repl, priority_io, iops_limit, bandwidth_limit";
 
 /// From where a volume is to be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,12 +63,15 @@ pub struct Parameters {
     pub placement: Placement,
     /// Filesystem, if it says.
     pub fs_type: Option<FsType>,
+    /// How much I/O it may do.
+    pub limits: Limits,
 }
 
 impl Default for Parameters {
     fn default() -> Self {
         let placement = Placement::default();
-        Self { repl: 2, priority_io: String::new(), placement, fs_type: None }
+        let limits = Limits::default();
+        Self { repl: 2, priority_io: String::new(), placement, fs_type: None, limits }
     }
 }
 
@@ -122,6 +127,7 @@ impl Parameters {
                 }
                 FS_TYPE => parameters.fs_type = FsType::parse(&field(key), value)?,
                 key if key.starts_with(PROVISIONER_PREFIX) => {}
+                key if parameters.limits.take(key, value)? => {}
                 key => return Err(RequestError::invalid("parameter", key, ACCEPTED_KEYS)),
             }
         }
@@ -130,7 +136,8 @@ impl Parameters {
 
     /// With what a VolumeAttributesClass says, which goes before a StorageClass.
     pub fn changed_by(mut self, changes: &Changes) -> Self {
-        let Changes { repl, priority_io } = changes.clone();
+        let Changes { repl, priority_io, limits } = changes.clone();
+        self.limits = self.limits.changed_by(limits);
         self.repl = repl.unwrap_or(self.repl);
         self.priority_io = priority_io.unwrap_or(self.priority_io);
         self
@@ -144,6 +151,8 @@ pub struct Changes {
     pub repl: Option<u32>,
     /// Pool class; `""` for any.
     pub priority_io: Option<String>,
+    /// How much I/O it may do.
+    pub limits: Limits,
 }
 
 impl Changes {
@@ -157,6 +166,7 @@ impl Changes {
             match key {
                 REPL => changes.repl = Some(repl(value)?),
                 PRIORITY_IO => changes.priority_io = Some(priority_io(value)?),
+                key if changes.limits.take(key, value)? => {}
                 key => return Err(RequestError::invalid("mutable parameter", key, MUTABLE_KEYS)),
             }
         }
@@ -249,7 +259,14 @@ mod tests {
         let parse = |given: &[(&str, &str)]| Changes::parse(&map(given));
         assert_eq!(parse(&[]).unwrap(), Changes::default());
         let changes = parse(&[("repl", "3"), ("priority_io", "any")]).unwrap();
-        assert_eq!(changes, Changes { repl: Some(3), priority_io: Some(String::new()) });
+        let priority_io = Some(String::new());
+        assert_eq!(changes, Changes { repl: Some(3), priority_io, ..Changes::default() });
+        let limited = |iops| Limits { iops, ..Limits::default() };
+        let changes_of = |limit: &str| parse(&[("iops_limit", limit)]).unwrap();
+        assert_eq!(changes_of("500").limits, limited(Some(500)));
+        let of_class = Parameters::parse(&map(&[("iops_limit", "200")])).unwrap();
+        assert_eq!(of_class.limits, limited(Some(200)));
+        assert_eq!(of_class.changed_by(&changes_of("none")).limits, limited(Some(0)));
         let before = Parameters { priority_io: "low".into(), ..Parameters::default() };
         let after = before.clone().changed_by(&changes);
         assert_eq!((after.repl, after.priority_io.as_str()), (3, ""));

@@ -514,6 +514,35 @@ async fn capacity_for_pinned_volumes_is_that_of_the_segment() {
     assert_eq!(ask("holdfast.dev/zone", "z", "local").await.0, 0);
 }
 
+/// Also where the first call made the volume and died before it set them.
+#[tokio::test]
+async fn limits_of_either_class_are_set_before_the_first_attach() {
+    let f = Fixture::new().await;
+    let request = |name: &str| CreateVolumeRequest {
+        parameters: text(&[("iops_limit", "200"), ("bandwidth_limit", "1Gi")]),
+        mutable_parameters: text(&[("iops_limit", "300")]),
+        ..wanted(name)
+    };
+    let id = f.create(request("pvc-1")).await.unwrap().volume_id;
+    let limits = |id: &str| {
+        let state = f.fake.control.state();
+        (state.volumes[id].iops_limit, state.volumes[id].bandwidth_limit)
+    };
+    assert_eq!(limits(&id), (300, 1 << 30));
+    f.fake.control.state().refuse.insert("ModifyVolume", (Code::Unavailable, "gone".to_owned()));
+    assert_eq!(f.create(request("pvc-2")).await.unwrap_err().code(), Code::Unavailable);
+    f.fake.control.state().refuse.clear();
+    let id = f.create(request("pvc-2")).await.unwrap().volume_id;
+    assert_eq!(limits(&id), (300, 1 << 30));
+    {
+        let mut state = f.fake.control.state();
+        let volume = state.volumes.get_mut(&id).unwrap();
+        (volume.epoch, volume.iops_limit) = (1, 100);
+    }
+    f.create(request("pvc-2")).await.unwrap();
+    assert_eq!(limits(&id).0, 100, "changed since");
+}
+
 #[tokio::test]
 async fn what_a_volume_attributes_class_says_is_applied_and_goes_before_the_storage_class() {
     let f = Fixture::new().await;
@@ -539,10 +568,18 @@ async fn what_a_volume_attributes_class_says_is_applied_and_goes_before_the_stor
         let volume = &state.volumes[&id];
         assert_eq!((volume.repl, volume.priority_io.as_str()), (2, ""));
     }
+    modify(&id, &[("iops_limit", "500"), ("bandwidth_limit", "10Mi")]).await.unwrap();
     modify(&id, &[]).await.unwrap();
+    modify(&id, &[("iops_limit", "none")]).await.unwrap();
+    {
+        let state = f.fake.control.state();
+        let volume = &state.volumes[&id];
+        assert_eq!((volume.iops_limit, volume.bandwidth_limit), (0, 10 << 20));
+    }
     for (id, pairs, code) in [
         ("", &[("repl", "2")] as Pairs, Code::InvalidArgument),
         (id.as_str(), &[("repl", "4")], Code::InvalidArgument),
+        (id.as_str(), &[("iops_limit", "99")], Code::InvalidArgument),
         (id.as_str(), &[("placement", "local")], Code::InvalidArgument),
         ("foobar", &[("repl", "2")], Code::NotFound),
         (NOBODY, &[("repl", "2")], Code::NotFound),

@@ -241,13 +241,16 @@ impl Control for FakeControl {
     }
 
     async fn modify_volume(&self, request: Request<ModifyVolumeRequest>) -> Answer<Volume> {
-        let ModifyVolumeRequest { volume_id, repl, priority_io } = request.into_inner();
+        let request = request.into_inner();
+        let ModifyVolumeRequest { volume_id, repl, priority_io, .. } = request;
         let mut state = self.enter("ModifyVolume").await?;
         let volume = state.volumes.get_mut(&volume_id).ok_or_else(|| no_volume(&volume_id))?;
         volume.repl = repl.unwrap_or(volume.repl);
         if let Some(priority_io) = priority_io {
             volume.priority_io = priority_io;
         }
+        volume.iops_limit = request.iops_limit.unwrap_or(volume.iops_limit);
+        volume.bandwidth_limit = request.bandwidth_limit.unwrap_or(volume.bandwidth_limit);
         Ok(Response::new(volume.clone()))
     }
 

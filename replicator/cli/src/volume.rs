@@ -44,7 +44,8 @@ pub enum VolumeCommand {
         #[arg(long)]
         from_volume: Option<String>,
     },
-    /// Changes how many copies a volume has, or the class of their pools, while it is in use.
+    /// Changes how many copies a volume has, the class of their pools, or how much I/O it may do, while
+    /// it is in use.
     Modify {
         /// Id or name.
         volume: String,
@@ -54,6 +55,12 @@ pub enum VolumeCommand {
         /// Class of the pools: high, medium, low; "" for any.
         #[arg(long)]
         priority_io: Option<String>,
+        /// Requests in a second, 100 to 1000000; 0 for no limit.
+        #[arg(long)]
+        iops_limit: Option<u64>,
+        /// Bytes in a second, for example 100MiB, 1MiB to 64GiB; 0 for no limit.
+        #[arg(long, value_parser = parse_limit)]
+        bandwidth_limit: Option<u64>,
     },
     /// Shows all volumes.
     List,
@@ -104,6 +111,10 @@ pub enum VolumeCommand {
     },
 }
 
+fn parse_limit(text: &str) -> Result<u64, String> {
+    if text == "0" { Ok(0) } else { parse_size(text) }
+}
+
 /// Runs a volume command.
 ///
 /// # Errors
@@ -138,9 +149,10 @@ pub async fn volume(target: &Target, command: VolumeCommand, output: Output) -> 
             };
             show(&snapshot::create(&client, request).await?, output)
         }
-        VolumeCommand::Modify { volume, repl, priority_io } => {
+        VolumeCommand::Modify { volume, repl, priority_io, iops_limit, bandwidth_limit } => {
             let volume_id = client.find_volume(&volume).await?.volume_id;
-            let request = ModifyVolumeRequest { volume_id, repl, priority_io };
+            let request =
+                ModifyVolumeRequest { volume_id, repl, priority_io, iops_limit, bandwidth_limit };
             show(&client.modify_volume(request).await?, output)
         }
         VolumeCommand::List => list(&client, output).await,
@@ -324,6 +336,8 @@ pub fn volume_json(volume: &Volume) -> Value {
         "repl": volume.repl,
         "priority_io": volume.priority_io,
         "fs_type": volume.fs_type,
+        "iops_limit": volume.iops_limit,
+        "bandwidth_limit": volume.bandwidth_limit,
         "placement": volume.placement,
         "source_snapshot_id": volume.source_snapshot_id,
         "source_volume_id": volume.source_volume_id,

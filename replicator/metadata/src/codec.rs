@@ -3,7 +3,7 @@
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
-/// History: 1 = first; 2 = zones, pinned volumes, leaving replicas; 3 = snapshots.
+/// History: 1 = first; 2 = zones, pinned volumes, leaving replicas; 3 = snapshots, limits.
 const VERSION: u8 = 3;
 
 /// Bytes that are not what they should be.

@@ -152,6 +152,15 @@ pub enum Command {
         /// Pool class; `Some(None)`: any.
         class: Option<Option<PoolClass>>,
     },
+    /// Changes how much I/O a volume may do. `None`: stays as it is; `Some(None)`: no limit.
+    LimitVolume {
+        /// The volume.
+        volume: VolumeId,
+        /// Of [`crate::Limits::iops`].
+        iops: Option<Option<u64>>,
+        /// Of [`crate::Limits::bandwidth`].
+        bandwidth: Option<Option<u64>>,
+    },
     /// Replaces an in-sync replica by one elsewhere: `to` is made and resynced, and only then may `from`
     /// be released.
     MoveReplica {

@@ -27,8 +27,9 @@ pub use driver::{
 pub use event::{Event, EventKind};
 pub use outcome::{Done, Outcome, Refused};
 pub use state::{
-    Attachment, FsType, Lifecycle, Membership, Node, NodeStatus, ParseWordError, PoolClass,
-    Replica, ReplicaState, Snapshot, SnapshotState, Source, State, Volume,
+    Attachment, BANDWIDTH_LIMITS, FsType, IOPS_LIMITS, Lifecycle, Limits, Membership, Node,
+    NodeStatus, ParseWordError, PoolClass, Replica, ReplicaState, Snapshot, SnapshotState, Source,
+    State, Volume,
 };
 pub use storage::{
     AppliedStore, HardState, LogBatch, LogContents, LogEntry, LogSnapshot, LogStore, StoreError,

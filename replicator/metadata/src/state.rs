@@ -3,6 +3,7 @@
 use crate::command::{NodeInfo, PoolInfo};
 use crate::event::Event;
 use core::fmt;
+use core::ops::RangeInclusive;
 use core::str::FromStr;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -277,6 +278,20 @@ impl Attachment {
     }
 }
 
+/// How much I/O a volume may do; `None`: as much as there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Reads, writes, discards and writes of zeros in a second, together; within [`IOPS_LIMITS`].
+    pub iops: Option<u64>,
+    /// Bytes read and written in a second, together; within [`BANDWIDTH_LIMITS`].
+    pub bandwidth: Option<u64>,
+}
+
+/// What [`Limits::iops`] may be. Below, what a filesystem keeps in flight would take seconds.
+pub const IOPS_LIMITS: RangeInclusive<u64> = 100..=1_000_000;
+/// What [`Limits::bandwidth`] may be: 1 MiB to 64 GiB.
+pub const BANDWIDTH_LIMITS: RangeInclusive<u64> = 1 << 20..=64 << 30;
+
 /// One volume (R1).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
@@ -316,6 +331,8 @@ pub struct Volume {
     pub internal: bool,
     /// No engine has run since the last clean end: all ISR members are identical (R20).
     pub clean: bool,
+    /// What its engine lets pass.
+    pub limits: Limits,
 }
 
 impl Volume {

@@ -89,6 +89,8 @@ pub(super) fn volume(state: &State, volume: &Volume) -> api::Volume {
         fence_sealed_by_node: sealed_at
             .map(|replica| node_name(state, replica.node))
             .unwrap_or_default(),
+        iops_limit: volume.limits.iops.unwrap_or(0),
+        bandwidth_limit: volume.limits.bandwidth.unwrap_or(0),
         placement: if volume.pinned { "local" } else { "" }.to_owned(),
         source_snapshot_id: match volume.source {
             Some(Source::Snapshot(snapshot)) => snapshot.to_string(),

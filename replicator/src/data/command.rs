@@ -1,6 +1,7 @@
 //! Messages between the control plane and the data thread.
 
 use engine::{CompareResult, FillSource, IsrAnswer, IsrView, MemberSpec, SnapshotTaken, Status};
+use metadata::Limits;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -147,6 +148,7 @@ pub(super) enum Command {
     StartEngine { spec: Box<EngineSpec>, answer: Answer<Vec<ReplicaId>> },
     Activate { volume: VolumeId, view: IsrView, answer: Answer<()> },
     SetMembers { volume: VolumeId, members: Vec<MemberSpec> },
+    SetLimits { volume: VolumeId, limits: Limits },
     Resize { volume: VolumeId, size: u64, answer: Answer<()> },
     StopEngine { volume: VolumeId, answer: Answer<bool> },
     FailEngine { volume: VolumeId },

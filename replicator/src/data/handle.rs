@@ -5,6 +5,7 @@ use super::pool::{DataConfig, PoolError};
 use super::thread;
 use engine::{CompareResult, FillSource, IsrAnswer, IsrView, MemberSpec, SnapshotTaken, Status};
 use hostio::Waker;
+use metadata::Limits;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -115,6 +116,11 @@ impl DataHandle {
     /// Refreshes addresses and liveness of the volume's replicas.
     pub fn set_members(&self, volume: VolumeId, members: Vec<MemberSpec>) {
         self.send(Command::SetMembers { volume, members });
+    }
+
+    /// Lets no more I/O pass than this.
+    pub fn set_limits(&self, volume: VolumeId, limits: Limits) {
+        self.send(Command::SetLimits { volume, limits });
     }
 
     /// The volume has `size` bytes now (R25); front-ends are told.

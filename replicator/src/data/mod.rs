@@ -17,6 +17,7 @@ mod handle;
 mod pool;
 mod replica;
 mod thread;
+mod throttle;
 mod volume;
 
 pub use command::{DataError, DataEvent, EngineSpec};

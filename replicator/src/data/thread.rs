@@ -267,6 +267,12 @@ impl Thread {
             self.store_timer = None;
             self.work.push_back(Work::Store(store::Input::Tick));
         }
+        let now = self.now;
+        let due = |volume: &Volume| volume.throttle.due().is_some_and(|at| at <= now);
+        let passing = self.volumes.iter().filter(|(_, volume)| due(volume)).map(|(id, _)| *id);
+        for id in passing.collect::<Vec<_>>() {
+            self.let_pass(id);
+        }
         for (id, volume) in &mut self.volumes {
             if volume.tick.is_some_and(|at| at <= self.now) {
                 volume.tick = None;
@@ -278,7 +284,6 @@ impl Thread {
             self.accept();
         }
         self.overdue_seals();
-        let now = self.now;
         let mut silent = Vec::new();
         for (owner, entry) in &mut self.owners {
             match entry {
@@ -310,7 +315,8 @@ impl Thread {
             Owner::Front { front, .. } => front.deadline(),
             Owner::NbdListener { .. } => None,
         });
-        let ticks = self.volumes.values().filter_map(|volume| volume.tick);
+        let ticks = self.volumes.values().flat_map(|volume| [volume.tick, volume.throttle.due()]);
+        let ticks = ticks.flatten();
         let own = [self.store_timer, self.accept_again, self.next_seal_timeout()];
         fronts.chain(ticks).chain(own.into_iter().flatten()).min()
     }
@@ -350,12 +356,19 @@ impl Thread {
             Command::SetMembers { volume, members } => {
                 self.engine_command(volume, engine::Input::Members(members), None);
             }
+            Command::SetLimits { volume: id, limits } => {
+                if let Some(volume) = self.volumes.get_mut(&id) {
+                    volume.throttle.set(limits);
+                    self.let_pass(id);
+                }
+            }
             Command::Resize { volume, size, answer } => {
                 self.resize(volume, size);
                 self.engine_command(volume, engine::Input::Resize(size), Some(answer));
             }
             Command::StopEngine { volume, answer } => self.stop_engine(volume, answer),
             Command::FailEngine { volume } => {
+                self.end_throttle(volume);
                 self.engine_command(volume, engine::Input::Fenced, None);
             }
             Command::AttachFuse { volume, fd, answer } => {

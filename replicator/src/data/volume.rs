@@ -3,6 +3,7 @@
 use super::command::{Answer, DataError, DataEvent, EngineSpec};
 use super::conn::{Conn, Purpose};
 use super::thread::{Link, Owner, SessionEnd, Thread, Work};
+use super::throttle::Throttle;
 use engine::{CompareResult, Engine, FillSource, Input, IsrChange, LinkId, Output, SnapshotTaken};
 use frontend::{BlockDevice, Status as FrontStatus};
 use hostio::Completion;
@@ -39,6 +40,7 @@ pub(super) struct Volume {
     /// Owners of front-ends and of their listeners.
     pub(super) fronts: Vec<u32>,
     pub(super) detached: Vec<Answer<()>>,
+    pub(super) throttle: Throttle,
 }
 
 /// A seal on behalf of the fencing of a lost engine (R7).
@@ -50,11 +52,13 @@ pub(super) struct Sealer {
     owner: Option<u32>,
 }
 
-/// A volume as its front-ends see it: requests go to the engine's queue.
-pub(super) struct Device<'a> {
-    pub(super) volume: VolumeId,
-    pub(super) size: u64,
-    pub(super) work: &'a mut VecDeque<Work>,
+/// A volume as its front-ends see it: requests go to the engine's queue, at the rate that they may.
+struct Device<'a> {
+    volume: VolumeId,
+    size: u64,
+    now: Instant,
+    throttle: Option<&'a mut Throttle>,
+    work: &'a mut VecDeque<Work>,
 }
 
 impl BlockDevice for Device<'_> {
@@ -63,7 +67,13 @@ impl BlockDevice for Device<'_> {
     }
 
     fn submit(&mut self, id: IoId, op: BlockOp) {
-        self.work.push_back(Work::Engine(self.volume, Input::Io { id, op }));
+        let passing = match &mut self.throttle {
+            Some(throttle) => throttle.offer(self.now, id, op),
+            None => Some((id, op)),
+        };
+        if let Some((id, op)) = passing {
+            self.work.push_back(Work::Engine(self.volume, Input::Io { id, op }));
+        }
     }
 }
 
@@ -90,6 +100,7 @@ impl Thread {
             fills: BTreeMap::new(),
             fronts: Vec::new(),
             detached: Vec::new(),
+            throttle: Throttle::default(),
         };
         self.volumes.insert(id, volume);
         self.work.push_back(Work::Engine(id, Input::Start));
@@ -99,6 +110,7 @@ impl Thread {
         match self.volumes.get_mut(&id) {
             Some(volume) => {
                 volume.stopped = Some(answer);
+                self.end_throttle(id);
                 self.work.push_back(Work::Engine(id, Input::Stop));
             }
             None => {
@@ -251,6 +263,7 @@ impl Thread {
                 if let Some(answer) = volume.started.take() {
                     let _ = answer.send(Err(DataError::Engine(reason.clone())));
                 }
+                self.end_throttle(id);
                 self.tell(DataEvent::EngineFailed { volume: id, epoch, reason });
             }
             Output::Stopped { clean } => self.engine_stopped(id, clean),
@@ -400,10 +413,28 @@ impl Thread {
     pub(super) fn front_completed(&mut self, owner: u32, completion: Completion) {
         let Some(Owner::Front { volume, front, .. }) = self.owners.get_mut(&owner) else { return };
         let id = *volume;
-        let size = self.volumes.get(&id).map_or(0, |volume| volume.size);
-        let mut device = Device { volume: id, size, work: &mut self.work };
+        let known = self.volumes.get_mut(&id);
+        let (size, throttle) =
+            known.map_or((0, None), |volume| (volume.size, Some(&mut volume.throttle)));
+        let mut device = Device { volume: id, size, now: self.now, throttle, work: &mut self.work };
         let status = front.on_completion(completion, &mut self.ring, &mut device);
         self.front_settled(owner, status);
+    }
+
+    /// Hands the engine what may pass by now.
+    pub(super) fn let_pass(&mut self, id: VolumeId) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        while let Some((io, op)) = volume.throttle.next(self.now) {
+            self.work.push_back(Work::Engine(id, Input::Io { id: io, op }));
+        }
+    }
+
+    /// Whoever waits is to be answered soon: nothing is held back any more.
+    pub(super) fn end_throttle(&mut self, id: VolumeId) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        for (io, op) in volume.throttle.end() {
+            self.work.push_back(Work::Engine(id, Input::Io { id: io, op }));
+        }
     }
 
     pub(super) fn front_done(&mut self, id: IoId, result: types::BlockResult) {
@@ -449,7 +480,9 @@ impl Thread {
             return;
         }
         volume.detached.push(answer);
-        for owner in volume.fronts.clone() {
+        let fronts = volume.fronts.clone();
+        self.end_throttle(id);
+        for owner in fronts {
             self.stop_front(owner);
         }
     }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use client::Client;
+use client::api::ModifyVolumeRequest;
 use e2e::{Stamped, Stamper, TestLab, eventually, lab, volume};
 use lab::exec::run;
 use lab::rpc;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 const BLOCKS: u64 = 16_384;
 const SIZE: u64 = 128 << 20;
@@ -116,6 +117,35 @@ async fn a_volume_attributes_class_changes_how_many_copies_a_volume_in_use_has()
     .await
     .unwrap();
     assert_eq!(modify("4").await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    used.end(2).await;
+}
+
+/// What passes in three seconds is what three seconds and the burst allow, and a lift is felt at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_of_io_holds_while_it_is_set() {
+    let used = InUse::new("limited").await;
+    let limit = async |iops: u64| {
+        let request = ModifyVolumeRequest {
+            volume_id: used.id.clone(),
+            iops_limit: Some(iops),
+            ..ModifyVolumeRequest::default()
+        };
+        used.client.modify_volume(request).await
+    };
+    limit(100).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    let (before, begun) = (used.stamper.writes(), Instant::now());
+    sleep(Duration::from_secs(3)).await;
+    let (passed, took) = (used.stamper.writes() - before, begun.elapsed());
+    let most = (took.as_secs_f64() * 100.0) as u64 + 12;
+    assert!(passed <= most, "{passed} writes passed in {took:?}");
+    assert_eq!(used.client.get_volume(&used.id).await.unwrap().iops_limit, 100);
+    limit(0).await.unwrap();
+    let lifted = used.stamper.writes();
+    eventually("writes beyond the limit", || async { Ok(used.stamper.writes() > lifted + 1_000) })
+        .await
+        .unwrap();
+    assert_eq!(limit(99).await.unwrap_err().code(), tonic::Code::InvalidArgument);
     used.end(2).await;
 }
 

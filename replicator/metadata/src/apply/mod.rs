@@ -110,6 +110,9 @@ impl Change {
             Command::ModifyVolume { volume, repl, class } => {
                 self.modify_volume(state, *volume, *repl, *class)
             }
+            Command::LimitVolume { volume, iops, bandwidth } => {
+                self.limit_volume(state, *volume, *iops, *bandwidth)
+            }
             Command::MoveReplica { volume, from, to } => {
                 self.move_replica(state, *volume, *from, to)
             }

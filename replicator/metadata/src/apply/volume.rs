@@ -6,8 +6,8 @@ use crate::event::EventKind;
 use crate::outcome::{Done, Outcome, Refused};
 use crate::placement;
 use crate::state::{
-    Attachment, FsType, Lifecycle, PoolClass, Replica, ReplicaState, Snapshot, SnapshotState,
-    Source, State, Volume,
+    Attachment, BANDWIDTH_LIMITS, FsType, IOPS_LIMITS, Lifecycle, Limits, PoolClass, Replica,
+    ReplicaState, Snapshot, SnapshotState, Source, State, Volume,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use types::{Epoch, IsrVersion, MAX_VOLUME, REGION, ReplicaId, VolumeId};
@@ -196,6 +196,7 @@ impl Change {
                 attachment: Attachment::Detached,
                 internal: false,
                 clean: true,
+                limits: Limits::default(),
             },
         );
         self.changed.insert(Changed::Volume(volume));
@@ -203,6 +204,42 @@ impl Change {
             format!("volume {:?} of {} bytes, repl {}", wanted.name, wanted.size, wanted.repl);
         self.event(state, EventKind::VolumeCreated, Some((volume, Epoch(0))), None, message);
         Ok(Done::Volume { volume, existing: false })
+    }
+
+    pub(super) fn limit_volume(
+        &mut self,
+        state: &mut State,
+        volume: VolumeId,
+        iops: Option<Option<u64>>,
+        bandwidth: Option<Option<u64>>,
+    ) -> Outcome {
+        let found = find(state, volume)?;
+        let limits = Limits {
+            iops: iops.unwrap_or(found.limits.iops),
+            bandwidth: bandwidth.unwrap_or(found.limits.bandwidth),
+        };
+        for (field, limit, accepted) in [
+            ("iops_limit", limits.iops, IOPS_LIMITS),
+            ("bandwidth_limit", limits.bandwidth, BANDWIDTH_LIMITS),
+        ] {
+            if let Some(limit) = limit
+                && !accepted.contains(&limit)
+            {
+                let accepted = format!("none or {} to {}", accepted.start(), accepted.end());
+                return Err(invalid(field, limit, accepted));
+            }
+        }
+        if limits == found.limits {
+            return OK;
+        }
+        let found = self.volume(state, volume)?;
+        found.limits = limits;
+        let about = Some((volume, found.epoch));
+        let word = |limit: Option<u64>| limit.map_or("none".to_owned(), |limit| limit.to_string());
+        let message =
+            format!("iops_limit {}, bandwidth_limit {}", word(limits.iops), word(limits.bandwidth));
+        self.event(state, EventKind::VolumeModified, about, None, message);
+        OK
     }
 
     /// The volume of a replica, marked changed.

@@ -249,7 +249,7 @@ pub(super) async fn activate(
         isr_version: record.isr_version,
         members: members(&state, record, node.config.node),
     };
-    let isr_version = record.isr_version;
+    let (isr_version, limits) = (record.isr_version, record.limits);
     let start = timeout(START, node.data.start_engine(spec));
     let isr: Vec<ReplicaId> = tokio::select! {
         started = start => match started {
@@ -265,6 +265,8 @@ pub(super) async fn activate(
         Done::Isr { isr_version } => isr_version,
         other => return Err(Status::internal(format!("unexpected outcome {other:?}"))),
     };
+    // Before the first I/O; later changes come through `watch`.
+    node.data.set_limits(volume, limits);
     node.data
         .activate(volume, IsrView { version, isr })
         .await

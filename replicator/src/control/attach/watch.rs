@@ -2,15 +2,16 @@
 
 use crate::control::Node;
 use engine::MemberSpec;
+use metadata::Limits;
 use policy::attachment::{is_ours, members};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use types::VolumeId;
+use types::{Epoch, VolumeId};
 
 /// Fails the engines of superseded attachments at once, and tells engines of changed members.
 pub(in crate::control) async fn follow(node: Arc<Node>) {
     let mut applied = node.meta.watch();
-    let mut told: BTreeMap<VolumeId, Vec<MemberSpec>> = BTreeMap::new();
+    let mut told: BTreeMap<VolumeId, (Epoch, Vec<MemberSpec>, Limits)> = BTreeMap::new();
     loop {
         applied.borrow_and_update();
         let state = node.meta.state();
@@ -33,9 +34,11 @@ pub(in crate::control) async fn follow(node: Arc<Node>) {
             let mut members = members(&state, record, node.config.node);
             // The engine knows its own ISR better than this.
             members.iter_mut().for_each(|member| member.in_isr = false);
-            if told.get(&volume) != Some(&members) {
-                node.data.set_members(volume, members.clone());
-                told.insert(volume, members);
+            let news = (epoch, members, record.limits);
+            if told.get(&volume) != Some(&news) {
+                node.data.set_members(volume, news.1.clone());
+                node.data.set_limits(volume, news.2);
+                told.insert(volume, news);
             }
         }
         if applied.changed().await.is_err() {

@@ -6,7 +6,9 @@ use super::{ControlService, validate};
 use crate::control::{convert, new_replica};
 use client::api;
 use metadata::placement::{Request, place};
-use metadata::{Command, Refused, Replica, ReplicaState, State, Volume};
+use metadata::{
+    BANDWIDTH_LIMITS, Command, IOPS_LIMITS, Refused, Replica, ReplicaState, State, Volume,
+};
 use tonic::Status;
 use types::{NodeId, VolumeId};
 
@@ -18,6 +20,11 @@ impl ControlService {
         let volume = validate::volume_id(&request.volume_id)?;
         let repl = request.repl.map(validate::repl).transpose()?;
         let class = request.priority_io.as_deref().map(validate::pool_class).transpose()?;
+        let limit = |field, limit: Option<u64>, accepted| {
+            limit.map(|limit| validate::limit(field, limit, accepted)).transpose()
+        };
+        let iops = limit("iops_limit", request.iops_limit, IOPS_LIMITS)?;
+        let bandwidth = limit("bandwidth_limit", request.bandwidth_limit, BANDWIDTH_LIMITS)?;
         let state = self.leader_state().await?;
         let record = find(&state, volume)?;
         let (copies, wanted) = (repl.unwrap_or(record.repl), class.unwrap_or(record.class));
@@ -43,7 +50,13 @@ impl ControlService {
             })?;
         }
         let modify = Command::ModifyVolume { volume, repl, class };
-        self.0.proposer.propose(modify, COMMAND).await?;
+        if (repl, class) != (None, None) {
+            self.0.proposer.propose(modify, COMMAND).await?;
+        }
+        if (iops, bandwidth) != (None, None) {
+            let limit = Command::LimitVolume { volume, iops, bandwidth };
+            self.0.proposer.propose(limit, COMMAND).await?;
+        }
         self.shown(volume)
     }
 

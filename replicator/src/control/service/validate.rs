@@ -6,6 +6,7 @@ use crate::control::status::invalid;
 use client::api::CreateVolumeRequest;
 use client::api::create_volume_request::Source;
 use core::net::SocketAddr;
+use core::ops::RangeInclusive;
 use core::str::FromStr;
 use metadata::{FsType, PoolClass};
 use tonic::Status;
@@ -108,6 +109,19 @@ pub(super) fn pool_class(text: &str) -> Result<Option<PoolClass>, Status> {
     PoolClass::parse_optional(text).map_err(|error| {
         invalid("priority_io", error.value, &format!("\"\" or {}", error.accepted))
     })
+}
+
+/// A limit of I/O; 0 is none.
+pub(super) fn limit(
+    field: &str,
+    limit: u64,
+    accepted: RangeInclusive<u64>,
+) -> Result<Option<u64>, Status> {
+    if limit != 0 && !accepted.contains(&limit) {
+        let accepted = format!("0 (none) or {} to {}", accepted.start(), accepted.end());
+        return Err(invalid(field, limit, &accepted));
+    }
+    Ok(Some(limit).filter(|limit| *limit != 0))
 }
 
 /// `None`: the kernel device that the node chose.

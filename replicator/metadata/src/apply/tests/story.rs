@@ -246,6 +246,14 @@ impl Story {
                     value("class").map(|(_, text)| PoolClass::parse_optional(text).unwrap());
                 Command::ModifyVolume { volume, repl, class }
             }
+            "limit" => {
+                let value = |key: &str| {
+                    let pair = words.iter().find_map(|w| w.split_once('=').filter(|p| p.0 == key));
+                    // "none" is no number.
+                    pair.map(|(_, limit)| limit.parse().ok())
+                };
+                Command::LimitVolume { volume, iops: value("iops"), bandwidth: value("bytes") }
+            }
             "move" => {
                 let to = new_replica(argument(2).chars().next().unwrap());
                 Command::MoveReplica { volume, from: replica(), to }

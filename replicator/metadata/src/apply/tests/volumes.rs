@@ -179,3 +179,35 @@ fn delete() {
     story.must("deleted a");
     assert!(!story.state.volumes.contains_key(&VOLUME));
 }
+
+#[test]
+fn limits_of_io() {
+    check(
+        Story::new,
+        &[
+            ("limit iops=100 bytes=1048576", "Ok"),
+            ("limit iops=99", "Invalid iops_limit"),
+            ("limit iops=1000001", "Invalid iops_limit"),
+            ("limit bytes=1048575", "Invalid bandwidth_limit"),
+            ("limit bytes=68719476737", "Invalid bandwidth_limit"),
+            ("limit iops=500 bytes=1", "Invalid bandwidth_limit"),
+            ("delete; limit iops=500", "Ok"),
+        ],
+    );
+    let mut story = Story::new();
+    let limits = |story: &Story| {
+        let limits = story.volume().limits;
+        (limits.iops, limits.bandwidth)
+    };
+    assert_eq!(limits(&story), (None, None));
+    for (step, then) in [
+        ("limit iops=500", (Some(500), None)),
+        ("limit bytes=1048576", (Some(500), Some(1_048_576))),
+        ("limit iops=5", (Some(500), Some(1_048_576))),
+        ("limit iops=none", (None, Some(1_048_576))),
+        ("limit bytes=none", (None, None)),
+    ] {
+        let _ = story.step(step);
+        assert_eq!(limits(&story), then, "{step}");
+    }
+}

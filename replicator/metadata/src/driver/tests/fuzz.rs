@@ -76,6 +76,7 @@ fn commands() -> Vec<Command> {
         Command::RemoveReplica { volume, replica: replica(3).replica, isr_version },
         Command::Detach { volume, epoch: Epoch(2), instance, clean: true },
         Command::ModifyVolume { volume, repl: Some(1), class: Some(None) },
+        Command::LimitVolume { volume, iops: Some(Some(500)), bandwidth: Some(None) },
         Command::MoveReplica { volume, from: two, to: replica(3) },
         Command::ReleaseReplica { volume, replica: two, isr_version: IsrVersion(3) },
         Command::CreateSnapshot {

@@ -66,6 +66,9 @@ impl<'a> Postgres<'a> {
         let postgres = Self { bed, namespace: &namespace.name };
         for ordinal in 0..replicas {
             postgres.ready(ordinal)?;
+            // What the image writes beside the database, like pg_hba.conf, is not synced by anyone: a node
+            // that is lost within seconds would take it along, as it would from a disk of its own.
+            postgres.exec(ordinal, &["sync", "-f", "/data/pg"])?;
         }
         Ok(postgres)
     }

@@ -5,11 +5,12 @@ use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use client::Client;
 use csi_common::{Identity, PluginError, read_config};
-use csi_controller::failover::{self, Failover};
+use csi_controller::failover::{self, Failover, Metrics};
 use csi_controller::{ControllerService, LeaderReachable};
 use proto::csi::controller_server::ControllerServer;
 use proto::csi::identity_server::IdentityServer;
 use serde::Deserialize;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// The CSI controller plugin of Holdfast: creates, deletes, lists, grows and modifies volumes; and, if told
@@ -52,6 +53,9 @@ csi_common::settings! { Settings {
     /// the Raft leader acts first.
     #[arg(long, value_name = "NAME")]
     node_name: String,
+    /// Where to tell Prometheus of failovers, like 0.0.0.0:7427; without it, nowhere.
+    #[arg(long, value_name = "IP:PORT")]
+    metrics: SocketAddr,
     /// How to reach Kubernetes for --failover on; without it, as a pod does.
     #[arg(long, value_name = "FILE")]
     kubeconfig: PathBuf,
@@ -82,12 +86,22 @@ fn main() -> anyhow::Result<()> {
             kubeconfig: settings.kubeconfig,
         }),
     };
+    let metrics = settings.metrics;
     let client = Client::new(&replicators).context("--replicators")?;
     csi_common::serve(&endpoint, settings.log.as_deref(), || async {
         tracing::info!(?replicators, alpha, failover = failover.is_some(), "the cluster");
         if let Some(settings) = failover {
             let failover = Failover::new(&settings, &client).await;
             guard(failover.map_err(|error| PluginError::Start(error.into()))?);
+        }
+        if let Some(address) = metrics {
+            let metrics = Metrics::default();
+            tokio::spawn(metrics.clone().follow(client.clone()));
+            tokio::spawn(async move {
+                if let Err(error) = metrics.serve(address).await {
+                    tracing::error!(%address, %error, "metrics are not served");
+                }
+            });
         }
         Ok(tonic::transport::Server::builder()
             .add_service(IdentityServer::new(Identity(LeaderReachable(client.clone()))))

@@ -32,6 +32,8 @@ pub struct State {
     /// Answer of the next calls of that name.
     pub refuse: BTreeMap<&'static str, (Code, String)>,
     pub calls: Vec<&'static str>,
+    /// What NoteFailover was told.
+    pub notes: Vec<NoteFailoverRequest>,
     next: u64,
 }
 
@@ -193,6 +195,15 @@ impl Control for FakeControl {
             None => {}
         }
         Ok(Response::new(volume.clone()))
+    }
+
+    async fn note_failover(
+        &self,
+        request: Request<NoteFailoverRequest>,
+    ) -> Answer<NoteFailoverResponse> {
+        let mut state = self.enter("NoteFailover").await?;
+        state.notes.push(request.into_inner());
+        Ok(Response::new(NoteFailoverResponse {}))
     }
 
     async fn delete_volume(

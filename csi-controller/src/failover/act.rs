@@ -7,6 +7,7 @@ use super::note::{Note, Subject};
 use super::observe::{Observed, is_up};
 use super::views::{ClaimView, NodeView};
 use client::Client;
+use client::api::NoteFailoverRequest;
 use core::time::Duration;
 use futures::future::join_all;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
@@ -26,6 +27,8 @@ const STEADY: Duration = Duration::from_secs(1);
 const CLUSTER: Duration = Duration::from_secs(5);
 /// Deadline of a question to one node.
 const NODE: Duration = Duration::from_secs(2);
+/// How the record of a failover calls what is done here.
+const DELETED: &str = "failover_moved";
 
 /// What the failover controller is told.
 #[derive(Clone, Debug)]
@@ -298,6 +301,7 @@ impl Failover {
         let text = moved.describe(Timestamp::now());
         let pod = format!("{}/{}", moved.pod.namespace, moved.pod.name);
         tracing::warn!(pod, uid = moved.pod.uid, node = moved.node, "moved: {text}");
+        self.record(moved);
         let claims = moved.volumes.iter().map(|volume| {
             let (name, uid) = volume.claim.clone();
             Subject::Claim(moved.pod.namespace.clone(), name, uid)
@@ -311,6 +315,26 @@ impl Failover {
             Note { subject, reason: "FailedOver", text, warning: true }
         };
         Ok(subjects.into_iter().chain(claims).map(note).collect())
+    }
+
+    /// Has the cluster remember when the pod was deleted, without waiting for it.
+    fn record(&self, moved: &Move) {
+        let unix_ms = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
+        for volume in moved.volumes.iter().filter(|volume| !volume.sealed_by.is_empty()) {
+            let note = NoteFailoverRequest {
+                volume_id: volume.volume.clone(),
+                epoch: volume.epoch,
+                step: DELETED.to_owned(),
+                node: moved.node_id,
+                unix_ms,
+            };
+            let cluster = self.cluster.clone();
+            tokio::spawn(async move {
+                if let Err(error) = cluster.note_failover(note).await {
+                    tracing::warn!(error = chain(&error), "deletion not recorded");
+                }
+            });
+        }
     }
 
     /// Tells people, without waiting for it.

@@ -41,6 +41,8 @@ pub struct Move {
     pub pod: PodId,
     /// Where it is.
     pub node: String,
+    /// Number of that node in Holdfast.
+    pub node_id: u64,
     /// For how long Raft has had the node as lost, as seen here; `None` if it is up again, and the
     /// pod's mount is dead.
     pub lost_for: Option<Duration>,
@@ -338,7 +340,9 @@ impl Round<'_> {
             return Some(Err(Why::Wait(Waiting::Hysteresis(early.volume.clone()))));
         }
         let lost_for = self.memory.lost_since.get(node).map(|at| self.now.saturating_sub(*at));
-        Some(Ok(Move { pod: pod.id.clone(), node: node.to_owned(), lost_for, volumes }))
+        let nodes = &self.observed.cluster.nodes;
+        let node_id = nodes.iter().find(|known| known.name == node).map_or(0, |known| known.node);
+        Some(Ok(Move { pod: pod.id.clone(), node: node.to_owned(), node_id, lost_for, volumes }))
     }
 
     /// `allowed`: nothing else has to be done first. The pod's time runs all the same.

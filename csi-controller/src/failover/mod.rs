@@ -34,12 +34,14 @@ mod act;
 mod cache;
 mod decide;
 mod kubernetes;
+mod metrics;
 mod note;
 mod observe;
 mod views;
 
 pub use act::{Failover, Settings};
 pub use kubernetes::ConnectError;
+pub use metrics::Metrics;
 
 use core::time::Duration;
 

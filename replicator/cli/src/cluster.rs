@@ -237,6 +237,22 @@ pub async fn events(target: &Target, arguments: EventsArguments, output: Output)
     }
 }
 
+/// All events that the asked node remembers; of one volume, unless `volume_id` is empty.
+///
+/// # Errors
+/// As the cluster answers, or when the stream breaks.
+pub async fn remembered(client: &Client, volume_id: &str) -> Result<Vec<Event>> {
+    let mut stream = client.watch_events(0, volume_id).await?;
+    let mut events = Vec::new();
+    while let Ok(next) = timeout(QUIET, stream.message()).await {
+        match next? {
+            Some(event) => events.push(event),
+            None => break,
+        }
+    }
+    Ok(events)
+}
+
 fn line(event: &Event, json: bool) -> String {
     if json {
         return json!({

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod cluster;
+mod failovers;
 mod install;
 mod output;
 mod replica;
@@ -48,6 +49,8 @@ enum Command {
     Replica(replica::ReplicaCommand),
     /// What happened: node losses, fences, replicas going and coming back.
     Events(cluster::EventsArguments),
+    /// Volumes that were taken from lost nodes, and how long each step of it took.
+    Failovers(failovers::FailoversArguments),
     /// What is applied to a Kubernetes cluster to install Holdfast.
     Install(install::InstallArguments),
     /// A cluster of several nodes on this machine.
@@ -77,6 +80,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::Snapshot(command) => snapshot::snapshot(&target, command, output).await,
         Command::Replica(command) => replica::replica(&target, command, output).await,
         Command::Events(arguments) => cluster::events(&target, arguments, output).await,
+        Command::Failovers(arguments) => failovers::show(&target, &arguments, output).await,
         Command::Install(arguments) => output.line(install::install(&arguments)?.trim_end()),
         Command::Lab(arguments) => lab::command::run(arguments).await,
     }

@@ -51,6 +51,17 @@ impl Table {
         self.rows.push(words.into());
     }
 
+    /// As [`Self::row`], for rows whose length is not known here.
+    pub fn words(&mut self, words: Vec<String>) {
+        self.rows.push(words);
+    }
+
+    /// All rows, the heads first.
+    #[cfg(test)]
+    pub fn rows(&self) -> &[Vec<String>] {
+        &self.rows
+    }
+
     fn render(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {

@@ -10,8 +10,9 @@ use crate::api::{
     GetClusterResponse, GetNodeRequest, GetNodeResponse, GetSnapshotRequest, GetVolumeRequest,
     HeartbeatRequest, HeartbeatResponse, ListSnapshotsRequest, ListSnapshotsResponse,
     ListVolumesRequest, ListVolumesResponse, ModifyVolumeRequest, MoveReplicaRequest,
-    ProposeRequest, ProposeResponse, RemoveNodeRequest, ResizeDeviceRequest, Snapshot,
-    TakeSnapshotRequest, Volume, WatchEventsRequest, get_snapshot_request, get_volume_request::By,
+    NoteFailoverRequest, ProposeRequest, ProposeResponse, RemoveNodeRequest, ResizeDeviceRequest,
+    Snapshot, TakeSnapshotRequest, Volume, WatchEventsRequest, get_snapshot_request,
+    get_volume_request::By,
 };
 use crate::route::Scope;
 use crate::{ATTACH_DEADLINE, Client, Error, MAX_MESSAGE};
@@ -186,6 +187,12 @@ impl Client {
     pub async fn remove_node(&self, node: u64) -> Result<(), Error> {
         let request = RemoveNodeRequest { node };
         call!(self, "RemoveNode", Leader, Duration::ZERO, control.remove_node, request).map(|_| ())
+    }
+
+    /// Remembers when a step of a failover was.
+    pub async fn note_failover(&self, request: NoteFailoverRequest) -> Result<(), Error> {
+        call!(self, "NoteFailover", Leader, Duration::ZERO, control.note_failover, request)
+            .map(|_| ())
     }
 
     /// Between replicators: liveness of a node.

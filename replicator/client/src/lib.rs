@@ -8,6 +8,7 @@
 mod calls;
 mod endpoint;
 mod error;
+pub mod record;
 mod route;
 #[cfg(test)]
 mod tests;

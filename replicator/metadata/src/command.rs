@@ -1,6 +1,7 @@
 //! The commands of the replicated state machine. Each is a compare-and-set: it names what it
 //! believes and is refused with a typed reason when the record says otherwise (R1).
 
+use crate::failover::FailoverStep;
 use crate::state::{FsType, PoolClass, Source};
 use serde::{Deserialize, Serialize};
 use types::{
@@ -339,5 +340,18 @@ pub enum Command {
         volume: VolumeId,
         /// Of the internal attachment that filled it.
         epoch: Epoch,
+    },
+    /// Says when a step of a failover was, as the proposer saw it. For people: nothing depends on it.
+    NoteFailover {
+        /// The volume.
+        volume: VolumeId,
+        /// The fence's epoch.
+        epoch: Epoch,
+        /// The node that was lost, sealed, or got the volume.
+        node: NodeId,
+        /// Which step.
+        step: FailoverStep,
+        /// Milliseconds since 1970.
+        unix_ms: u64,
     },
 }

@@ -1,5 +1,6 @@
 //! What an operator wants to know, as the state machine sees it happen.
 
+use crate::failover::FailoverStep;
 use core::fmt;
 use serde::{Deserialize, Serialize};
 use types::{Epoch, NodeId, VolumeId};
@@ -34,6 +35,8 @@ pub enum EventKind {
     SnapshotAborted,
     SnapshotDeleted,
     SnapshotLost,
+    /// Its message is the time of the step, in milliseconds since 1970; its epoch is the fence's.
+    Failover(FailoverStep),
 }
 
 impl EventKind {
@@ -67,6 +70,7 @@ impl EventKind {
             Self::SnapshotAborted => "snapshot_aborted",
             Self::SnapshotDeleted => "snapshot_deleted",
             Self::SnapshotLost => "snapshot_lost",
+            Self::Failover(step) => step.as_str(),
         }
     }
 }

@@ -12,6 +12,7 @@ mod codec;
 mod command;
 mod driver;
 mod event;
+mod failover;
 mod outcome;
 pub mod placement;
 mod state;
@@ -25,6 +26,7 @@ pub use driver::{
     ProposeError, RaftStatus, Role,
 };
 pub use event::{Event, EventKind};
+pub use failover::FailoverStep;
 pub use outcome::{Done, Outcome, Refused};
 pub use state::{
     Attachment, BANDWIDTH_LIMITS, FsType, IOPS_LIMITS, Lifecycle, Limits, Membership, Node,

@@ -84,6 +84,12 @@ impl Roll {
         self.nodes.iter().map(|(node, (_, free))| (*node, *free)).collect()
     }
 
+    /// For how long a node that spoke to this leader has been silent.
+    #[must_use]
+    pub fn silence(&self, node: NodeId, now: Instant) -> Option<Duration> {
+        self.monitor.silence_since_word(node, now)
+    }
+
     /// Whether `node` has been silent for [`LOST_AFTER`].
     #[must_use]
     pub fn is_silent(&self, node: NodeId, now: Instant) -> bool {

@@ -47,6 +47,12 @@ impl Monitor {
         now.since(self.heard.get(&node).copied().unwrap_or(self.since).max(self.since))
     }
 
+    /// As [`Self::silence`], of a node that spoke in this leadership; `None` of another.
+    #[must_use]
+    pub fn silence_since_word(&self, node: NodeId, now: Instant) -> Option<Duration> {
+        self.heard.get(&node).map(|heard| now.since(*heard))
+    }
+
     /// Which of `nodes` have been silent for [`LOST_AFTER`]. To be called several times a second.
     pub fn silent(&mut self, nodes: impl IntoIterator<Item = NodeId>, now: Instant) -> Vec<NodeId> {
         if now.since(self.looked) > STALL {
@@ -150,5 +156,9 @@ mod tests {
         let mut monitor = Monitor::new(at(50_000));
         assert_eq!(monitor.silent(NODES, at(50_900)), []);
         assert_eq!(monitor.silence(NodeId(1), at(50_900)), Duration::from_millis(900));
+        assert_eq!(monitor.silence_since_word(NodeId(1), at(50_900)), None, "it said nothing yet");
+        monitor.heard(NodeId(1), at(51_000));
+        let word = monitor.silence_since_word(NodeId(1), at(54_000));
+        assert_eq!(word, Some(Duration::from_secs(3)));
     }
 }

@@ -94,6 +94,11 @@ impl Roll {
         self.inner().replacements(state, hostio::clock::boottime())
     }
 
+    /// For how long a node that spoke to this leader has been silent; `None` if it never did.
+    pub(super) fn silence(&self, node: NodeId) -> Option<Duration> {
+        self.inner().silence(node, hostio::clock::boottime())
+    }
+
     fn is_silent(&self, node: NodeId) -> bool {
         self.inner().is_silent(node, hostio::clock::boottime())
     }

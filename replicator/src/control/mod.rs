@@ -13,6 +13,7 @@ mod leader;
 mod peer;
 mod propose;
 mod reconcile;
+mod record;
 mod server;
 mod service;
 mod snapshots;
@@ -230,6 +231,7 @@ pub async fn run(parts: Parts, stop: watch::Receiver<bool>) -> Result<(), RunErr
     tasks.spawn(heartbeat::run(Arc::clone(&node)));
     tasks.spawn(leader::run(Arc::clone(&node)));
     tasks.spawn(reconcile::run(Arc::clone(&node)));
+    tasks.spawn(record::run(Arc::clone(&node)));
     tasks.spawn(attach::follow(Arc::clone(&node)));
     tasks.spawn(attach::guard(Arc::clone(&node)));
     tasks.spawn(attach::release_dead(Arc::clone(&node)));

@@ -117,6 +117,12 @@ impl Control for Service {
     ) -> Answered<DeleteVolumeResponse> {
         self.answer(DeleteVolumeResponse::default)
     }
+    async fn note_failover(
+        &self,
+        _: Request<NoteFailoverRequest>,
+    ) -> Answered<NoteFailoverResponse> {
+        self.answer(NoteFailoverResponse::default)
+    }
     async fn get_volume(&self, _: Request<GetVolumeRequest>) -> Answered<Volume> {
         self.answer(|| Volume { volume_id: "v".to_owned(), ..Volume::default() })
     }

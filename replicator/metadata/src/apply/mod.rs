@@ -2,6 +2,7 @@
 //! applied index.
 
 mod attach;
+mod failover;
 mod node;
 mod replica;
 mod snapshot;
@@ -171,6 +172,9 @@ impl Change {
                 self.snapshot_dropped(state, *snapshot, *replica)
             }
             Command::Filled { volume, epoch } => self.filled(state, *volume, *epoch),
+            Command::NoteFailover { volume, epoch, node, step, unix_ms } => {
+                self.note_failover(state, (*volume, *epoch), *node, *step, *unix_ms)
+            }
         }
     }
 

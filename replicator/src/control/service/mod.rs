@@ -163,6 +163,14 @@ impl Control for ControlService {
         Ok(Response::new(RemoveNodeResponse {}))
     }
 
+    async fn note_failover(
+        &self,
+        request: Request<NoteFailoverRequest>,
+    ) -> Answer<NoteFailoverResponse> {
+        self.note(request.into_inner()).await?;
+        Ok(Response::new(NoteFailoverResponse {}))
+    }
+
     async fn watch_events(
         &self,
         request: Request<WatchEventsRequest>,

@@ -8,7 +8,7 @@ use core::time::Duration;
 use metadata::{Change, ChangeError, Command};
 use tokio::time::{Instant, sleep};
 use tonic::Status;
-use types::NodeId;
+use types::{Epoch, NodeId};
 
 /// How long one command may take.
 const COMMAND: Duration = Duration::from_secs(10);
@@ -83,6 +83,17 @@ impl ControlService {
             self.change(Change::Remove(id)).await?;
         }
         self.0.proposer.propose(Command::RemoveNode { node: id }, COMMAND).await?;
+        Ok(())
+    }
+
+    pub(super) async fn note(&self, request: api::NoteFailoverRequest) -> Result<(), Status> {
+        let volume = validate::volume_id(&request.volume_id)?;
+        let node = validate::node_id("node", request.node)?;
+        let step = validate::failover_step(&request.step)?;
+        let (epoch, unix_ms) = (Epoch(request.epoch), request.unix_ms);
+        self.leader_state().await?;
+        let note = Command::NoteFailover { volume, epoch, node, step, unix_ms };
+        self.0.proposer.propose(note, COMMAND).await?;
         Ok(())
     }
 

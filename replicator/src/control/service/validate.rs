@@ -8,7 +8,7 @@ use client::api::create_volume_request::Source;
 use core::net::SocketAddr;
 use core::ops::RangeInclusive;
 use core::str::FromStr;
-use metadata::{FsType, PoolClass};
+use metadata::{FailoverStep, FsType, PoolClass};
 use tonic::Status;
 use types::{MAX_VOLUME, NodeId, REGION, SnapshotId, VolumeId};
 
@@ -137,6 +137,11 @@ pub(super) fn front_end(text: &str) -> Result<Option<Frontend>, Status> {
 
 pub(super) fn node_id(field: &str, node: u64) -> Result<NodeId, Status> {
     if node == 0 { Err(invalid(field, node, "a number from 1 on")) } else { Ok(NodeId(node)) }
+}
+
+pub(super) fn failover_step(text: &str) -> Result<FailoverStep, Status> {
+    let accepted = || FailoverStep::ALL.map(FailoverStep::as_str).join(", ");
+    FailoverStep::parse(text).ok_or_else(|| invalid("step", text, &accepted()))
 }
 
 pub(super) fn address(field: &str, text: &str) -> Result<SocketAddr, Status> {

@@ -3,7 +3,7 @@
 use super::story::info;
 use super::{Story, check};
 use crate::state::EVENTS_KEPT;
-use crate::{Command, NodeInfo, NodeStatus, Refused, State, decode, encode};
+use crate::{Command, FailoverStep, NodeInfo, NodeStatus, Refused, State, decode, encode};
 use types::{NodeId, PoolId};
 use uuid::Uuid;
 
@@ -100,6 +100,43 @@ fn old_events_are_forgotten_and_sequences_go_on() {
     assert_eq!(story.state.events_after(last).count(), 0);
     assert_eq!(story.state.events_after(0).count(), EVENTS_KEPT);
     assert_eq!(story.state.events_after(u64::MAX).count(), 0);
+}
+
+#[test]
+fn a_failovers_steps_are_noted_once_and_change_nothing_else() {
+    let mut story = Story::new();
+    "begin 1; activate ab; lost 1; fence; sealed b"
+        .split(';')
+        .for_each(|step| story.must(step.trim()));
+    let (volume, record) = story.state.volumes.first_key_value().unwrap();
+    let (volume, record) = (*volume, record.clone());
+    story.events.clear();
+    let note = |step, unix_ms| Command::NoteFailover {
+        volume,
+        epoch: record.epoch,
+        node: NodeId(1),
+        step,
+        unix_ms,
+    };
+    for command in [
+        note(FailoverStep::Lost, 5_000),
+        note(FailoverStep::Lost, 6_000),
+        note(FailoverStep::Moved, 7_000),
+    ] {
+        story.apply(&command).unwrap();
+    }
+    assert_eq!(story.events, ["failover_lost", "failover_moved"], "the first to tell counts");
+    let times: Vec<_> = story.state.events.values().rev().take(2).map(|e| &e.message).collect();
+    assert_eq!(times, ["7000", "5000"]);
+    assert_eq!(story.state.volumes[&volume], record);
+    let unknown = Command::NoteFailover {
+        volume: types::VolumeId::from_bytes([9; 16]),
+        epoch: record.epoch,
+        node: NodeId(1),
+        step: FailoverStep::Heard,
+        unix_ms: 1,
+    };
+    assert!(matches!(story.apply(&unknown), Err(Refused::NoVolume { .. })));
 }
 
 #[test]

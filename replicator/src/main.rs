@@ -58,6 +58,17 @@ enum PoolAction {
         #[arg(long, conflicts_with = "force")]
         if_needed: bool,
     },
+    /// Make a cluster's pool blank again
+    ///
+    /// What is not a pool of this cluster is left as it is.
+    Wipe {
+        /// The device or file
+        #[arg(long, value_name = "PATH")]
+        pool: PathBuf,
+        /// UUID of the cluster that the pool belongs to
+        #[arg(long, value_name = "UUID")]
+        cluster: String,
+    },
 }
 
 fn main() -> ExitCode {
@@ -66,6 +77,7 @@ fn main() -> ExitCode {
         Some(Action::Pool(PoolAction::Init { pool, cluster, force, if_needed })) => {
             init_pool(&pool, &cluster, force, if_needed)
         }
+        Some(Action::Pool(PoolAction::Wipe { pool, cluster })) => wipe_pool(&pool, &cluster),
         None => configure(cli.config, cli.settings).map_err(Into::into).and_then(serve),
     };
     match result {
@@ -114,6 +126,14 @@ fn init_pool(
     let id = PoolId(Uuid::new_v4());
     data::init_pool(pool, cluster, id, force)?;
     println!("pool {id} of cluster {cluster} is ready on {}", pool.display());
+    Ok(())
+}
+
+fn wipe_pool(pool: &std::path::Path, cluster: &str) -> anyhow::Result<()> {
+    match data::wipe_pool(pool, parse_cluster(cluster)?)? {
+        Some(id) => println!("pool {id} on {} is wiped", pool.display()),
+        None => println!("{} holds no pool", pool.display()),
+    }
     Ok(())
 }
 

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod files;
+pub mod leave;
 pub mod object;
 pub mod pool;
 pub mod registry;

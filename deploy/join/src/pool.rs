@@ -152,7 +152,7 @@ fn attach(file: &Path) -> Result<PathBuf> {
     Ok(made.trim().into())
 }
 
-fn losetup(arguments: &[&str]) -> Result<String> {
+pub(crate) fn losetup(arguments: &[&str]) -> Result<String> {
     let output = Command::new("losetup").args(arguments).output().context("starting losetup")?;
     let error = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "losetup {}: {}", arguments.join(" "), error.trim());

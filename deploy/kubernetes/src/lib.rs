@@ -22,6 +22,9 @@ const TEMPLATES: [&str; 6] = [
     include_str!("../chart/templates/60-attributes.yaml"),
 ];
 
+/// Not part of the chart: what takes an installation's traces off the nodes.
+const UNINSTALL: &str = include_str!("../uninstall/node.yaml");
+
 /// Namespace unless told otherwise.
 pub const NAMESPACE: &str = "holdfast-system";
 
@@ -47,4 +50,13 @@ pub fn install(namespace: &str, values: &Values) -> Result<String, RenderError> 
         }
     }
     Ok(all)
+}
+
+/// The DaemonSet that cleans the nodes of an installation with these values; `wipe`: of its data, too.
+///
+/// # Errors
+/// A value that is asked for and not there.
+pub fn uninstall(namespace: &str, values: &Values, wipe: bool) -> Result<String, RenderError> {
+    let wipe = if wipe { "true" } else { "false" };
+    render::render(&UNINSTALL.replace("{{ .Values.wipe }}", wipe), namespace, values)
 }

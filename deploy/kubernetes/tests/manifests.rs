@@ -8,7 +8,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass, VolumeAttributesClass};
-use manifests::{Feature, NAMESPACE, Values, install};
+use manifests::{Feature, NAMESPACE, Values, install, uninstall};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -97,6 +97,21 @@ fn kubernetes_knows_every_field() {
         lost(&name, &document, &typed, &mut found);
     }
     assert_eq!(found, Vec::<String>::new());
+}
+
+#[test]
+fn kubernetes_knows_what_cleans_the_nodes() {
+    for (wipe, argument) in [(false, "--wipe=false"), (true, "--wipe=true")] {
+        let text = uninstall("elsewhere", &Values::default(), wipe).unwrap();
+        let document: Value = serde_saphyr::from_str(&text).unwrap();
+        let mut found = Vec::new();
+        lost("DaemonSet", &document, &known::<DaemonSet>(&document), &mut found);
+        assert_eq!(found, Vec::<String>::new());
+        assert_eq!(document["metadata"]["namespace"], "elsewhere");
+        let pod = &document["spec"]["template"]["spec"];
+        assert!(texts(&pod["initContainers"][0]["command"]).contains(&argument.to_owned()));
+        assert_eq!(pod["containers"][0]["securityContext"]["allowPrivilegeEscalation"], false);
+    }
 }
 
 /// Who may do what, in all: a right more is a decision, and belongs here.

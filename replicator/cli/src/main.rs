@@ -8,6 +8,7 @@ mod output;
 mod replica;
 mod snapshot;
 mod target;
+mod uninstall;
 mod volume;
 
 use anyhow::Result;
@@ -53,6 +54,8 @@ enum Command {
     Failovers(failovers::FailoversArguments),
     /// What is applied to a Kubernetes cluster to install Holdfast.
     Install(install::InstallArguments),
+    /// Takes Holdfast off a Kubernetes cluster; data stay on the nodes unless --wipe is given.
+    Uninstall(uninstall::UninstallArguments),
     /// A cluster of several nodes on this machine.
     Lab(lab::command::Arguments),
 }
@@ -82,6 +85,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::Events(arguments) => cluster::events(&target, arguments, output).await,
         Command::Failovers(arguments) => failovers::show(&target, &arguments, output).await,
         Command::Install(arguments) => output.line(install::install(&arguments)?.trim_end()),
+        Command::Uninstall(arguments) => uninstall::uninstall(&arguments, output),
         Command::Lab(arguments) => lab::command::run(arguments).await,
     }
 }

@@ -14,6 +14,11 @@ use types::{BootId, Buf, BufMut, ClusterId, PoolId};
 /// the pool or the port is taken for alive.
 const PREDECESSOR: Duration = Duration::from_secs(3);
 
+/// How much of its beginning is overwritten when a pool is wiped, in bytes: no tool finds a pool then.
+const WIPED: u64 = 16 << 20;
+/// In writes of so many bytes.
+const WIPED_AT_A_TIME: usize = 1 << 20;
+
 /// What the data thread needs.
 #[derive(Debug)]
 pub struct DataConfig {
@@ -51,6 +56,14 @@ pub enum PoolError {
         path: PathBuf,
         /// The cause.
         source: OpenError,
+    },
+    /// The device could not be overwritten.
+    #[error("wiping pool {path}: {source}")]
+    Wipe {
+        /// The path.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
     },
     /// The host refused a resource.
     #[error("cannot set up the {what}: {source}")]
@@ -127,14 +140,37 @@ pub fn init_pool(
 /// # Errors
 /// In use, a pool of another cluster, or damaged.
 pub fn existing_pool(path: &Path, cluster: ClusterId) -> Result<Option<PoolId>, PoolError> {
-    let file = lock(path)?;
+    identify(&lock(path)?, path, cluster)
+}
+
+fn identify(file: &PoolFile, path: &Path, cluster: ClusterId) -> Result<Option<PoolId>, PoolError> {
     let error = |source| PoolError::Open { path: path.into(), source };
-    match store::identify(&mut Disk(&file)) {
+    match store::identify(&mut Disk(file)) {
         Ok((found, pool)) if found == cluster => Ok(Some(pool)),
         Ok((found, _)) => Err(error(OpenError::OtherCluster { found, expected: cluster })),
         Err(OpenError::Blank | OpenError::Foreign { .. }) => Ok(None),
         Err(source) => Err(error(source)),
     }
+}
+
+/// Makes a device or file that is a pool of `cluster` blank to whoever looks at it: its superblocks and
+/// tables go, the data are unreachable. `None` if it is no pool.
+///
+/// # Errors
+/// As [`existing_pool`].
+pub fn wipe_pool(path: &Path, cluster: ClusterId) -> Result<Option<PoolId>, PoolError> {
+    let file = lock(path)?;
+    let Some(pool) = identify(&file, path, cluster)? else { return Ok(None) };
+    let blank = Buf::zeroed(WIPED_AT_A_TIME);
+    let mut disk = Disk(&file);
+    let size = disk.size().min(WIPED);
+    let write = (0..size / WIPED_AT_A_TIME as u64)
+        .try_for_each(|step| disk.write_at(step * WIPED_AT_A_TIME as u64, &blank));
+    write.and_then(|()| disk.sync()).map_err(|errno| PoolError::Wipe {
+        path: path.into(),
+        source: io::Error::from_raw_os_error(errno),
+    })?;
+    Ok(Some(pool))
 }
 
 /// Listens for engines of other nodes. A killed predecessor's socket lives as long as the `accept`

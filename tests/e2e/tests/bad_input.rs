@@ -91,6 +91,13 @@ async fn a_pool_that_is_not_ours_is_refused_and_left_alone() {
     says(&said, &["another cluster", "cluster"]);
     let said = refusal(&lab, &["pool", "init", "--pool", &theirs, "--cluster", &lab.cluster]);
     says(&said, &["not blank", "force", "already"]);
+    let said = refusal(&lab, &["pool", "wipe", "--pool", &theirs, "--cluster", &lab.cluster]);
+    says(&said, &["another cluster", "cluster"]);
+    let wipe = ["pool", "wipe", "--pool", &theirs, "--cluster", ANOTHER_CLUSTER];
+    run(program.to_str().unwrap(), &wipe).unwrap();
+    let said = refusal(&lab, &["--config", &other(&theirs, "theirs.toml")]);
+    says(&said, &["blank", "superblock"]);
+    run(program.to_str().unwrap(), &init).unwrap();
 
     let used = fs::read_to_string(lab::daemons::config_file(&lab.layout, 1)).unwrap();
     let used = used.lines().find_map(|line| line.strip_prefix("pool = ")).unwrap();
@@ -99,6 +106,8 @@ async fn a_pool_that_is_not_ours_is_refused_and_left_alone() {
     says(&said, &["in use", "locked", "busy", "another process"]);
     let said =
         refusal(&lab, &["pool", "init", "--force", "--pool", &used, "--cluster", &lab.cluster]);
+    says(&said, &["in use", "locked", "busy", "another process"]);
+    let said = refusal(&lab, &["pool", "wipe", "--pool", &used, "--cluster", &lab.cluster]);
     says(&said, &["in use", "locked", "busy", "another process"]);
 
     let absent = refusal(&lab, &["--config", &other("/dev/no-such-device", "absent.toml")]);

@@ -9,6 +9,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Where the cluster's image of PostgreSQL comes from unless `HOLDFAST_E2E_POSTGRES` names another.
 const POSTGRES: &str = "localhost/pg:15";
 
+/// Where Holdfast's own pods are.
+pub const SYSTEM: &str = "holdfast-system";
+
 /// A running cluster with Holdfast installed.
 #[derive(Clone, Debug)]
 pub struct Bed {
@@ -50,6 +53,12 @@ impl Bed {
             return None;
         }
         Some(bed)
+    }
+
+    /// The program that reaches the cluster.
+    #[must_use]
+    pub fn program(&self) -> &std::path::Path {
+        &self.kubectl
     }
 
     /// What kubectl prints.
@@ -105,15 +114,88 @@ impl Bed {
     /// # Errors
     /// The program's.
     pub fn fault(&self, fault: &str, node: &str) -> Result<f64> {
-        let directory = self.faults.as_ref().context("no programs for faults")?;
-        let named = |ending: &str| directory.join(format!("{fault}{ending}"));
-        let program = [named(""), named(".sh")].into_iter().find(|path| path.is_file());
-        let program = program.with_context(|| format!("{} has no {fault}", directory.display()))?;
+        let program = self.fault_program(fault).with_context(|| format!("no program {fault}"))?;
         let begun = now();
         let output = Command::new(&program).arg(node).output()?;
         let error = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{} {node}: {error}", program.display());
         Ok(begun)
+    }
+
+    fn fault_program(&self, fault: &str) -> Option<PathBuf> {
+        let directory = self.faults.as_ref()?;
+        let named = |ending: &str| directory.join(format!("{fault}{ending}"));
+        [named(""), named(".sh")].into_iter().find(|path| path.is_file())
+    }
+
+    /// Whether there is a program for this fault.
+    #[must_use]
+    pub fn has_fault(&self, fault: &str) -> bool {
+        self.fault_program(fault).is_some()
+    }
+
+    /// What a shell command prints on a node itself, if there is a program `in` (a node's name and a command)
+    /// beside those for faults.
+    #[must_use]
+    pub fn on_node(&self, node: &str, command: &str) -> Option<String> {
+        let output =
+            Command::new(self.fault_program("in")?).args([node, "sh", "-c", command]).output();
+        Some(String::from_utf8_lossy(&output.ok()?.stdout).into_owned())
+    }
+
+    /// What `holdfast` prints on a node, as JSON; it asks that node's replicator.
+    ///
+    /// # Errors
+    /// kubectl's and the program's.
+    pub fn holdfast(&self, node: &str, arguments: &[&str]) -> Result<Value> {
+        let pods = self.get(&[
+            "pods",
+            "-n",
+            SYSTEM,
+            "-l",
+            "app.kubernetes.io/component=node",
+            "--field-selector",
+            &format!("spec.nodeName={node}"),
+        ])?;
+        let pod = pods["items"][0]["metadata"]["name"].as_str().context("no pod of Holdfast")?;
+        let exec = ["exec", "-n", SYSTEM, pod, "-c", "replicator", "--", "holdfast", "--json"];
+        Ok(serde_json::from_str(&self.kubectl(&[&exec[..], arguments].concat())?)?)
+    }
+
+    /// Waits until every node is as it should be: ready, without a taint of ours, and every volume has all
+    /// of its copies.
+    ///
+    /// # Errors
+    /// What is not well after `patience`.
+    pub fn well(&self, patience: Duration) -> Result<()> {
+        let begun = std::time::Instant::now();
+        loop {
+            match self.look() {
+                Ok(()) => return Ok(()),
+                Err(error) if begun.elapsed() > patience => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(500)),
+            }
+        }
+    }
+
+    fn look(&self) -> Result<()> {
+        for node in self.nodes()? {
+            let taints = self.taints(&node)?;
+            ensure!(taints.is_empty(), "{node} is tainted: {taints:?}");
+            let status = self.holdfast(&node, &["cluster", "status"])?;
+            for other in status["nodes"].as_array().context("nodes")? {
+                ensure!(
+                    other["state"] == "up",
+                    "{node} has {} as {}",
+                    other["name"],
+                    other["state"]
+                );
+            }
+            for volume in status["volumes"].as_array().context("volumes")? {
+                ensure!(volume["degraded"] == false, "volume {} is degraded", volume["name"]);
+            }
+        }
+        Ok(())
     }
 
     /// Taints of a node, as `key:effect`.

@@ -12,18 +12,19 @@ n=0
 while :; do
   n=$((n + 1))
   echo "sent $n"
-  if timeout 2 psql "host=pg-0.pg user=postgres connect_timeout=1" -qtAX -c "insert into ledger values ($n)" 2>/dev/null
+  if timeout 2 psql "host=pg-0.pg user=postgres connect_timeout=1" -qtAX -c "insert into $0 values ($n)" 2>/dev/null
   then echo "ack $n $(date +%s.%N)"
   else sleep 0.1
   fi
 done
 "#;
 
-/// The pod `ledger` of one namespace.
+/// One pod, and a table of the same name in the database `pg-0` of one namespace.
 #[derive(Debug)]
 pub struct Ledger<'a> {
     bed: &'a Bed,
     namespace: &'a str,
+    name: String,
 }
 
 /// What it wrote down.
@@ -41,20 +42,28 @@ impl<'a> Ledger<'a> {
     /// # Errors
     /// kubectl's.
     pub fn start(bed: &'a Bed, namespace: &'a Namespace, node: &str) -> Result<Self> {
+        Self::named(bed, namespace, node, "ledger")
+    }
+
+    /// As [`Self::start`], under another name than `ledger`: small letters and digits.
+    ///
+    /// # Errors
+    /// kubectl's.
+    pub fn named(bed: &'a Bed, namespace: &'a Namespace, node: &str, name: &str) -> Result<Self> {
         let pod = serde_json::json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ledger"},
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
             "spec": {
                 "nodeName": node, "terminationGracePeriodSeconds": 0,
-                "containers": [{"name": "ledger", "image": bed.postgres, "command": ["bash", "-c", LOOP],
+                "containers": [{"name": "ledger", "image": bed.postgres, "command": ["bash", "-c", LOOP, name],
                                 "imagePullPolicy": "IfNotPresent"}],
             },
         });
         let psql =
             ["exec", "-n", &namespace.name, "pg-0", "--", "psql", "-U", "postgres", "-qtAX", "-c"];
-        let table = "create table if not exists ledger (n bigint primary key)";
-        bed.kubectl(&[&psql[..], &[table]].concat())?;
+        let table = format!("create table if not exists {name} (n bigint primary key)");
+        bed.kubectl(&[&psql[..], &[table.as_str()]].concat())?;
         namespace.apply(&pod.to_string())?;
-        let ledger = Self { bed, namespace: &namespace.name };
+        let ledger = Self { bed, namespace: &namespace.name, name: name.to_owned() };
         ledger.after(0.0, Duration::from_secs(60)).context("the ledger's first row")?;
         Ok(ledger)
     }
@@ -64,7 +73,7 @@ impl<'a> Ledger<'a> {
     /// # Errors
     /// kubectl's.
     pub fn record(&self) -> Result<Record> {
-        let text = self.bed.kubectl(&["logs", "-n", self.namespace, "ledger", "--tail=-1"])?;
+        let text = self.bed.kubectl(&["logs", "-n", self.namespace, &self.name, "--tail=-1"])?;
         let mut record = Record::default();
         for line in text.lines() {
             match line.split(' ').collect::<Vec<_>>()[..] {
@@ -97,7 +106,8 @@ impl<'a> Ledger<'a> {
         let before = self.record()?;
         let psql =
             ["exec", "-n", self.namespace, "pg-0", "--", "psql", "-U", "postgres", "-qtAX", "-c"];
-        let rows = self.bed.kubectl(&[&psql[..], &["select n from ledger"]].concat())?;
+        let select = format!("select n from {}", self.name);
+        let rows = self.bed.kubectl(&[&psql[..], &[select.as_str()]].concat())?;
         let rows: BTreeSet<u64> = rows.lines().map(str::parse).collect::<Result<_, _>>()?;
         let lost = |n: &&(u64, f64)| !rows.contains(&n.0);
         let lost: Vec<u64> = before.acknowledged.iter().filter(lost).map(|(n, _)| *n).collect();
@@ -107,6 +117,8 @@ impl<'a> Ledger<'a> {
             let after = self.record().ok()?;
             rows.is_subset(&after.sent).then_some(after)
         });
-        found.context("rows are in the table that were never sent")
+        let record = found.context("rows are in the table that were never sent")?;
+        self.bed.kubectl(&["delete", "pod", "-n", self.namespace, &self.name, "--wait=false"])?;
+        Ok(record)
     }
 }

@@ -16,7 +16,32 @@ pub struct Postgres<'a> {
     namespace: &'a str,
 }
 
-fn objects(image: &str, replicas: u32, class: &str) -> String {
+/// What is asked for; the defaults are one pod anywhere on `holdfast-replicated`.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Pods.
+    pub replicas: u32,
+    /// StorageClass.
+    pub class: &'static str,
+    /// Where the first pod had better be.
+    pub node: Option<String>,
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self { replicas: 1, class: "holdfast-replicated", node: None }
+    }
+}
+
+fn objects(image: &str, wanted: &Wanted) -> String {
+    let Wanted { replicas, class, node } = wanted;
+    // A wish, not a condition: the pod has to be able to go elsewhere.
+    let affinity = node.as_ref().map_or("{}".to_owned(), |node| {
+        format!(
+            "{{nodeAffinity: {{preferredDuringSchedulingIgnoredDuringExecution: [{{weight: 100, preference: \
+             {{matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: [{node}]}}]}}}}]}}}}"
+        )
+    });
     format!(
         r#"
 apiVersion: v1
@@ -36,6 +61,7 @@ spec:
     metadata: {{labels: {{app: pg}}}}
     spec:
       terminationGracePeriodSeconds: 10
+      affinity: {affinity}
       securityContext: {{runAsUser: 999, runAsGroup: 999, fsGroup: 999, fsGroupChangePolicy: OnRootMismatch}}
       containers:
       - name: pg
@@ -61,8 +87,9 @@ impl<'a> Postgres<'a> {
     ///
     /// # Errors
     /// kubectl's; pods that do not become ready, with what the cluster says of them.
-    pub fn start(bed: &'a Bed, namespace: &'a Namespace, replicas: u32) -> Result<Self> {
-        namespace.apply(&objects(&bed.postgres, replicas, "holdfast-replicated"))?;
+    pub fn start(bed: &'a Bed, namespace: &'a Namespace, wanted: &Wanted) -> Result<Self> {
+        namespace.apply(&objects(&bed.postgres, wanted))?;
+        let replicas = wanted.replicas;
         let postgres = Self { bed, namespace: &namespace.name };
         for ordinal in 0..replicas {
             postgres.ready(ordinal)?;
@@ -91,6 +118,39 @@ impl<'a> Postgres<'a> {
             let told = self.bed.kubectl(&["describe", "pod", "-n", self.namespace, &name]);
             format!("{name} did not become ready: {}", told.unwrap_or_else(|e| e.to_string()))
         })
+    }
+
+    /// Changes the number of pods, and waits until there are so many and all are ready.
+    ///
+    /// # Errors
+    /// kubectl's; pods that do not come or go in time.
+    pub fn scale(&self, replicas: u32) -> Result<()> {
+        let count = format!("--replicas={replicas}");
+        self.bed.kubectl(&["scale", "statefulset/pg", "-n", self.namespace, &count])?;
+        for ordinal in 0..replicas {
+            self.ready(ordinal)?;
+        }
+        let gone = poll(READY, || {
+            let pods = self.bed.get(&["pods", "-n", self.namespace, "-l", "app=pg"]).ok()?;
+            (pods["items"].as_array()?.len() == replicas as usize).then_some(())
+        });
+        gone.context("pods that were to go are still there")
+    }
+
+    /// When the server of the pod began its recovery and when it accepted connections, as it says itself:
+    /// seconds since 1970.
+    ///
+    /// # Errors
+    /// kubectl's; a log that says neither.
+    pub fn recovery(&self, ordinal: u32) -> Result<(f64, f64)> {
+        let name = format!("pg-{ordinal}");
+        let log = self.bed.kubectl(&["logs", "-n", self.namespace, &name, "--timestamps"])?;
+        let at = |text: &str| {
+            let line = log.lines().find(|line| line.contains(text))?;
+            seconds(line.split(' ').next()?)
+        };
+        let began = at("starting PostgreSQL").context("the server's first word")?;
+        Ok((began, at("ready to accept connections").context("the server's readiness")?))
     }
 
     /// The pod `pg-ORDINAL` as it is now.
@@ -129,4 +189,17 @@ impl<'a> Postgres<'a> {
         arguments.extend_from_slice(program);
         Ok(self.bed.kubectl(&arguments)?.trim().to_owned())
     }
+}
+
+/// Seconds since 1970 of a time of this day's or the day before's (RFC 3339, UTC), which need not be more
+/// exact than its digits.
+fn seconds(text: &str) -> Option<f64> {
+    let (_, time) = text.split_once('T')?;
+    let mut parts = time.trim_end_matches('Z').split(':');
+    let hours: f64 = parts.next()?.parse().ok()?;
+    let minutes: f64 = parts.next()?.parse().ok()?;
+    let seconds: f64 = parts.next()?.parse().ok()?;
+    let now = crate::bed::now();
+    let at = now - now % 86_400.0 + hours * 3600.0 + minutes * 60.0 + seconds;
+    Some(if at > now + 3600.0 { at - 86_400.0 } else { at })
 }

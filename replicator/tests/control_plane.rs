@@ -243,6 +243,7 @@ async fn copies_go_to_different_zones_and_a_pinned_one_where_it_has_to_be() {
         volume_id: volume.volume_id.clone(),
         repl,
         priority_io: class.map(str::to_owned),
+        ..ModifyVolumeRequest::default()
     };
     for (request, wanted) in [
         (modify(Some(4), None), Code::InvalidArgument),

@@ -36,8 +36,10 @@ struct Arguments {
 fn main() -> Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
     let arguments = Arguments::parse();
-    while arguments.stay {
-        std::thread::park();
+    if arguments.stay {
+        loop {
+            std::thread::park();
+        }
     }
     let Arguments { root, directory, kubelet, wipe, replicator, stay: _ } = arguments;
     Leave { root, directory, kubelet, wipe, replicator }.run()?;

@@ -106,7 +106,7 @@ fn remains(bed: &Bed) -> Vec<String> {
 /// Mounts, loop devices, sockets and directories of Holdfast on the nodes, but for those of `kept`.
 fn traces(bed: &Bed, kept: &[&str]) -> Vec<String> {
     let look = "grep -E 'holdfast' /proc/self/mountinfo | grep -v -E ' - (overlay|tmpfs) '; \
-                losetup --list --noheadings --output NAME,BACK-FILE | grep -E 'holdfast|/volume'; \
+                losetup --list --noheadings --output NAME,BACK-FILE | grep -E ' /volume|/(lib|data)/holdfast/'; \
                 find /var/lib/kubelet/plugins /var/lib/kubelet/plugins_registry -name '*holdfast*'; \
                 find /var/lib/holdfast /mnt/data/holdfast -mindepth 1 -maxdepth 1 2>/dev/null";
     let mut found = Vec::new();

@@ -190,7 +190,7 @@ async fn several_connections_lose_nothing_in_a_restart_and_the_device_grows() {
     restart(&lab, &client, &id, "KILL").await;
     verified.wait(PATIENCE).await.unwrap();
 
-    client.expand_volume(&id, 2 * SIZE).await.unwrap();
+    lab.client(1).unwrap().expand_volume(&id, 2 * SIZE).await.unwrap();
     assert_eq!(client.resize_device(&id).await.unwrap(), 2 * SIZE);
     let size = run(&lab, &format!("blockdev --getsize64 {device}")).await;
     assert_eq!(size.trim(), (2 * SIZE).to_string());

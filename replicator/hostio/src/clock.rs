@@ -1,7 +1,8 @@
-//! The clock that leases are counted on, and the boot that unflushed writes live and die with.
+//! The clock that leases are counted on, the one that people read, and the boot that unflushed writes live and die with.
 
 use nix::time::{ClockId, clock_gettime};
 use std::io;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use types::{BootId, Instant};
 
 /// Nanoseconds of CLOCK_BOOTTIME: it counts through suspend, as leases must (R8).
@@ -17,6 +18,18 @@ pub fn boottime() -> Instant {
         }
         Err(errno) => panic!("CLOCK_BOOTTIME cannot be read: {errno}"),
     }
+}
+
+/// Time since 1970 by the wall clock: for people, and for nothing that has to be right. 0 before.
+#[must_use]
+pub fn unix_time() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// [`unix_time`] in milliseconds.
+#[must_use]
+pub fn unix_ms() -> u64 {
+    u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// This boot of the host, from /proc/sys/kernel/random/boot_id (R9).

@@ -6,10 +6,10 @@
 
 use super::{Node, attach};
 use core::time::Duration;
+use hostio::clock::unix_ms;
 use metadata::{Command, EventKind, FailoverStep};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::time::{Instant, sleep};
 use types::{Epoch, NodeId, VolumeId};
 
@@ -31,12 +31,6 @@ struct Loss {
     /// Its last word to this node, if that leads.
     heard: Option<u64>,
     at: u64,
-}
-
-/// Milliseconds since 1970.
-fn unix_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Follows the events, for ever.

@@ -15,7 +15,6 @@ use metadata::{Command, Done, Refused};
 use policy::snapshot::taker;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 use tonic::Status;
 use types::{NodeId, SnapshotId, VolumeId};
 use uuid::Uuid;
@@ -75,7 +74,6 @@ pub(super) async fn take<'n>(
 ) -> Result<(SnapshotId, Own<'n>), Status> {
     let snapshot = SnapshotId(Uuid::new_v4());
     let own = node.roll.own(snapshot);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let (name, hidden) = match wanted {
         Wanted::Named(name) => ((*name).to_owned(), false),
         Wanted::Hidden => (String::new(), true),
@@ -84,7 +82,7 @@ pub(super) async fn take<'n>(
         snapshot,
         name,
         volume,
-        created_unix_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+        created_unix_ms: hostio::clock::unix_ms(),
         hidden,
     };
     match node.proposer.propose(create, COMMAND).await? {

@@ -120,14 +120,8 @@ impl Thread {
     }
 
     pub(super) fn compare(&mut self, id: VolumeId, answer: Answer<CompareResult>) {
-        let Some(volume) = self.volumes.get_mut(&id) else {
-            let _ = answer.send(Err(DataError::NotAttached(id)));
-            return;
-        };
-        self.next_ticket += 1;
-        volume.compares.insert(self.next_ticket, answer);
-        let ticket = self.next_ticket;
-        self.work.push_back(Work::Engine(id, Input::Compare { ticket }));
+        let input = |ticket| Input::Compare { ticket };
+        self.ask_engine(id, |volume| &mut volume.compares, answer, input);
     }
 
     pub(super) fn snapshot(
@@ -136,25 +130,31 @@ impl Thread {
         snapshot: SnapshotId,
         answer: Answer<SnapshotTaken>,
     ) {
-        let Some(volume) = self.volumes.get_mut(&id) else {
-            let _ = answer.send(Err(DataError::NotAttached(id)));
-            return;
-        };
-        self.next_ticket += 1;
-        let ticket = self.next_ticket;
-        volume.snapshots.insert(ticket, answer);
-        self.work.push_back(Work::Engine(id, Input::Snapshot { ticket, snapshot }));
+        let input = |ticket| Input::Snapshot { ticket, snapshot };
+        self.ask_engine(id, |volume| &mut volume.snapshots, answer, input);
     }
 
     pub(super) fn fill(&mut self, id: VolumeId, source: FillSource, answer: Answer<()>) {
+        let input = |ticket| Input::Fill { ticket, source };
+        self.ask_engine(id, |volume| &mut volume.fills, answer, input);
+    }
+
+    /// Gives an engine an input with a ticket, by which `answer` is found among those of its kind when the
+    /// engine has one.
+    fn ask_engine<T>(
+        &mut self,
+        id: VolumeId,
+        answers: impl FnOnce(&mut Volume) -> &mut BTreeMap<u64, Answer<T>>,
+        answer: Answer<T>,
+        input: impl FnOnce(u64) -> Input,
+    ) {
         let Some(volume) = self.volumes.get_mut(&id) else {
             let _ = answer.send(Err(DataError::NotAttached(id)));
             return;
         };
         self.next_ticket += 1;
-        let ticket = self.next_ticket;
-        volume.fills.insert(ticket, answer);
-        self.work.push_back(Work::Engine(id, Input::Fill { ticket, source }));
+        answers(volume).insert(self.next_ticket, answer);
+        self.work.push_back(Work::Engine(id, input(self.next_ticket)));
     }
 
     pub(super) fn status(&self, id: VolumeId) -> Result<engine::Status, DataError> {

@@ -9,6 +9,9 @@
 //! place, like any other. A copy belongs to the piece, not to the request that began it: it changes
 //! nothing that anybody sees, so it may end after a seal.
 
+use std::collections::BTreeMap;
+use std::ops::RangeBounds;
+
 use types::Buf;
 use wire::WireError;
 
@@ -33,6 +36,10 @@ pub(crate) struct Copying {
     waiters: Vec<Key>,
 }
 
+fn outdate(copying: &mut BTreeMap<Piece, Copying>, pieces: impl RangeBounds<Piece>) {
+    copying.range_mut(pieces).for_each(|(_, copying)| copying.stale = true);
+}
+
 impl Store {
     /// Whether the request must wait because `pieces` (ascending) of its replica have to be copied first,
     /// or because there is no slot for that (then it may have failed).
@@ -43,13 +50,16 @@ impl Store {
         pieces: impl Iterator<Item = VSlot>,
         out: &mut Vec<Output>,
     ) -> bool {
-        let Some(state) = self.state.replicas.get(&index) else { return false };
-        let versions = &state.versions;
-        let (mut shared, own): (Vec<_>, Vec<_>) =
-            pieces.partition(|vslot| versions.is_shared(*vslot));
-        shared.dedup();
-        for vslot in own {
-            self.outdate_copies(index, vslot.0, vslot.0 + 1);
+        let Self { state, copying, .. } = self;
+        let Some(state) = state.replicas.get(&index) else { return false };
+        // Without snapshots nothing is put in it: a write of its own pieces costs no allocation.
+        let mut shared: Vec<VSlot> = Vec::new();
+        for vslot in pieces {
+            if !state.versions.is_shared(vslot) {
+                outdate(copying, (index, vslot)..=(index, vslot));
+            } else if shared.last() != Some(&vslot) {
+                shared.push(vslot);
+            }
         }
         if shared.is_empty() {
             return false;
@@ -74,8 +84,7 @@ impl Store {
 
     /// The pieces `first..end` change: copies of them that are under way are of no use.
     pub(crate) fn outdate_copies(&mut self, index: ReplicaIndex, first: u32, end: u32) {
-        let pieces = (index, VSlot(first))..(index, VSlot(end));
-        self.copying.range_mut(pieces).for_each(|(_, copying)| copying.stale = true);
+        outdate(&mut self.copying, (index, VSlot(first))..(index, VSlot(end)));
     }
 
     fn begin_copy(&mut self, piece: Piece, out: &mut Vec<Output>) {

@@ -100,22 +100,38 @@ impl Store {
         let Some(op) = self.ops.get(key) else { return };
         let OpKind::SealEra { tag } = op.kind else { return };
         let index = op.replica;
-        let alive = self.state.replicas.get(&index).is_some_and(|state| state.failed.is_none());
-        let open = alive && self.sessions.contains_key(&op.session);
-        if op.record == RecordSeq(0) && open {
-            // A repeated request of a sealed era waits for the record of the first one.
-            let news = self.state.replicas.get(&index).is_some_and(|s| tag > s.last_sealed);
-            let record = if news {
-                self.commit(index, &Change::SealEra { tag })
-            } else {
-                self.log.appended()
-            };
-            if let Some(op) = self.ops.get_mut(key) {
-                op.record = record;
-            }
-            if record > self.log.durable() {
-                return self.when_durable(record, Wake::Op(key));
-            }
+        if !self.has_to_record(key) {
+            return self.finish(key, Reply::Done, out);
+        }
+        let news = self.state.replicas.get(&index).is_some_and(|s| tag > s.last_sealed);
+        self.record_and_finish(key, news.then_some(Change::SealEra { tag }), out);
+    }
+
+    /// Whether a request has its record still before it: its session is there, and so is its replica.
+    pub(crate) fn has_to_record(&self, key: Key) -> bool {
+        let Some(op) = self.ops.get(key) else { return false };
+        let alive = self.state.replicas.get(&op.replica).is_some_and(|s| s.failed.is_none());
+        op.record == RecordSeq(0) && alive && self.sessions.contains_key(&op.session)
+    }
+
+    /// Ends a request once its change is durable; a repeated one, without a change, waits for the record of
+    /// the first.
+    pub(crate) fn record_and_finish(
+        &mut self,
+        key: Key,
+        change: Option<Change>,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(index) = self.ops.get(key).map(|op| op.replica) else { return };
+        let record = match change {
+            Some(change) => self.commit(index, &change),
+            None => self.log.appended(),
+        };
+        if let Some(op) = self.ops.get_mut(key) {
+            op.record = record;
+        }
+        if record > self.log.durable() {
+            return self.when_durable(record, Wake::Op(key));
         }
         self.finish(key, Reply::Done, out);
     }

@@ -328,9 +328,8 @@ impl Store {
     /// After the sync of a clean close, and again after its record.
     pub(crate) fn continue_close(&mut self, key: Key, out: &mut Vec<Output>) {
         let Some(op) = self.ops.get(key) else { return };
-        let (id, index, record) = (op.session, op.replica, op.record);
-        let alive = self.state.replicas.get(&index).is_some_and(|state| state.failed.is_none());
-        if record == RecordSeq(0) && alive && self.sessions.contains_key(&id) {
+        let (id, index) = (op.session, op.replica);
+        if self.has_to_record(key) {
             let record = self.commit(index, &Change::Clean);
             if let Some(op) = self.ops.get_mut(key) {
                 op.record = record;

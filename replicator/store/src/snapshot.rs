@@ -10,7 +10,7 @@ use wire::{HeldSnapshot, Reply, WireError};
 use crate::StoreError;
 use crate::api::{Output, SessionId};
 use crate::layout::{MAX_SNAPSHOTS, RecordSeq, ReplicaIndex};
-use crate::op::{OpKind, Wake};
+use crate::op::OpKind;
 use crate::record::Change;
 use crate::slab::Key;
 use crate::store::Store;
@@ -44,27 +44,16 @@ impl Store {
     pub(crate) fn finish_snapshot(&mut self, key: Key, out: &mut Vec<Output>) {
         let Some(op) = self.ops.get(key) else { return };
         let OpKind::Snapshot { snapshot, size } = op.kind else { return };
-        let (index, session) = (op.replica, op.session);
-        let alive = self.state.replicas.get(&index).is_some_and(|state| state.failed.is_none());
-        if op.record == RecordSeq(0) && alive && self.sessions.contains_key(&session) {
-            if self.is_being_written(index) {
-                let reason = "a write came while a snapshot was made".to_owned();
-                return self.finish(key, Reply::Failed(WireError::Invalid { reason }), out);
-            }
-            let there = self.find_snapshot(index, snapshot).is_some();
-            let record = if there {
-                self.log.appended()
-            } else {
-                self.commit(index, &Change::Snapshot { snapshot, size })
-            };
-            if let Some(op) = self.ops.get_mut(key) {
-                op.record = record;
-            }
-            if record > self.log.durable() {
-                return self.when_durable(record, Wake::Op(key));
-            }
+        let index = op.replica;
+        if !self.has_to_record(key) {
+            return self.finish(key, Reply::Done, out);
         }
-        self.finish(key, Reply::Done, out);
+        if self.is_being_written(index) {
+            let reason = "a write came while a snapshot was made".to_owned();
+            return self.finish(key, Reply::Failed(WireError::Invalid { reason }), out);
+        }
+        let news = self.find_snapshot(index, snapshot).is_none();
+        self.record_and_finish(key, news.then_some(Change::Snapshot { snapshot, size }), out);
     }
 
     pub(crate) fn find_snapshot(

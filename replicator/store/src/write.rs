@@ -73,12 +73,7 @@ impl Store {
         if planted(Bug::AckBeforeMap) {
             record = RecordSeq(0);
         }
-        if record > self.log.written() {
-            self.waits.written.entry(record).or_default().push(Wake::Op(key));
-        }
-        if let Some(op) = self.ops.get_mut(key) {
-            op.record = record;
-        }
+        self.answer_after(key, record);
         self.write_pieces(key, index, offset, &data, Some(crc), out);
     }
 
@@ -200,6 +195,16 @@ impl Store {
                 replica.unwritten_maps.insert(vslot..vslot + 1, record);
                 replica.unsettled.push(slot);
             }
+        }
+    }
+
+    /// The request is not answered before `record` is written.
+    pub(crate) fn answer_after(&mut self, key: Key, record: RecordSeq) {
+        if record > self.log.written() {
+            self.waits.written.entry(record).or_default().push(Wake::Op(key));
+        }
+        if let Some(op) = self.ops.get_mut(key) {
+            op.record = record;
         }
     }
 

@@ -75,12 +75,7 @@ impl Store {
         if whole_first < whole_end {
             record = record.max(self.unmap(index, whole_first as u32, whole_end as u32));
         }
-        if record > self.log.written() {
-            self.waits.written.entry(record).or_default().push(Wake::Op(key));
-        }
-        if let Some(op) = self.ops.get_mut(key) {
-            op.record = record;
-        }
+        self.answer_after(key, record);
         if whole_first >= whole_end {
             // One or two parts of pieces.
             let middle = (whole_first * slot_size).clamp(offset, end);

@@ -211,22 +211,13 @@ impl Cluster<'_> {
             self.output.line(&format!("deleting claim {namespace}/{name} and its volume"))?;
             self.delete_in(&namespace, &["persistentvolumeclaim", &name, "--wait=false"])?;
         }
-        // Those that were to be retained are wiped with everything else.
-        for volume in self.volumes()?.into_iter().filter(|volume| volume.claim.is_none()) {
-            self.kubectl.run(&[
-                "delete",
-                "persistentvolume",
-                &volume.name,
-                "--ignore-not-found",
-                "--wait=false",
-            ])?;
-        }
         self.wait(
             || {
                 let bound = |volume: &Volume| volume.claim.is_some();
                 let retained = self.volumes()?.into_iter().filter(|volume| !bound(volume));
                 for volume in retained {
-                    // Released and to be retained: nobody else deletes the object.
+                    // Released and to be retained, but wiped with everything else: nobody else deletes
+                    // the object.
                     self.kubectl.run(&[
                         "delete",
                         "persistentvolume",

@@ -212,8 +212,7 @@ pub(super) async fn describe(node: &Node, volume: VolumeId) -> Option<api::Attac
 
 /// A past moment on the calendar, for people.
 fn unix_seconds(at: types::Instant) -> u64 {
-    let now =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let now = hostio::clock::unix_time();
     now.saturating_sub(hostio::clock::boottime().since(at)).as_secs()
 }
 

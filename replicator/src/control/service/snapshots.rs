@@ -1,6 +1,6 @@
 //! Snapshots: taken, found, listed and deleted, on the leader.
 
-use super::volumes::{COMMAND, PAGE};
+use super::volumes::{COMMAND, page};
 use super::{ControlService, validate};
 use crate::control::convert;
 use crate::control::snapshots::{Wanted, take};
@@ -78,20 +78,16 @@ impl ControlService {
             "" => None,
             text => Some(validate::volume_id(text)?),
         };
-        let limit = match usize::try_from(request.max_entries) {
-            Ok(entries @ 1..=PAGE) => entries,
-            _ => PAGE,
-        };
         let state = self.leader_state().await?;
         let wanted = |record: &&Snapshot| {
             let of_volume = volume.is_none_or(|volume| record.volume == volume);
             record.is_visible() && of_volume && Some(record.snapshot) > after
         };
-        let mut records = state.snapshots.values().filter(wanted);
-        let snapshots: Vec<_> =
-            records.by_ref().take(limit).map(|record| convert::snapshot(&state, record)).collect();
-        let more = records.next().is_some();
-        let next = snapshots.last().filter(|_| more).map(|last| last.snapshot_id.clone());
+        let records = state.snapshots.values().filter(wanted);
+        let (records, more) = page(records, request.max_entries);
+        let next = records.last().filter(|_| more).map(|last| last.snapshot.to_string());
+        let snapshots =
+            records.into_iter().map(|record| convert::snapshot(&state, record)).collect();
         Ok(api::ListSnapshotsResponse { snapshots, next: next.unwrap_or_default() })
     }
 }

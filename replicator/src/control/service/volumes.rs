@@ -25,7 +25,7 @@ const NODES: Duration = Duration::from_secs(30);
 /// Placements that may be overtaken by others before a creation gives up.
 const PLACEMENTS: u32 = 8;
 /// Volumes on a page if the caller does not say: the answer must fit a message.
-pub(super) const PAGE: usize = 1000;
+const PAGE: usize = 1000;
 
 impl ControlService {
     pub(super) async fn create(
@@ -201,17 +201,12 @@ impl ControlService {
             "" => None,
             text => Some(text.parse::<VolumeId>().map_err(|_| validate::token(text))?),
         };
-        let limit = match usize::try_from(request.max_entries) {
-            Ok(entries @ 1..=PAGE) => entries,
-            _ => PAGE,
-        };
         let state = self.leader_state().await?;
         let wanted = |record: &&Volume| Some(record.volume) > after && is_shown(record);
-        let mut records = state.volumes.values().filter(wanted);
-        let volumes: Vec<_> =
-            records.by_ref().take(limit).map(|record| convert::volume(&state, record)).collect();
-        let more = records.next().is_some();
-        let next = volumes.last().filter(|_| more).map(|last| last.volume_id.clone());
+        let records = state.volumes.values().filter(wanted);
+        let (records, more) = page(records, request.max_entries);
+        let next = records.last().filter(|_| more).map(|last| last.volume.to_string());
+        let volumes = records.into_iter().map(|record| convert::volume(&state, record)).collect();
         Ok(api::ListVolumesResponse { volumes, next: next.unwrap_or_default() })
     }
 
@@ -280,4 +275,17 @@ fn failed(record: &Volume) -> bool {
 /// A volume of which only snapshots are left is none to callers.
 pub(super) fn is_shown(record: &&Volume) -> bool {
     record.lifecycle != Lifecycle::Retired
+}
+
+/// The first of `records`, as many as were asked for and a message holds, and whether there are more.
+pub(super) fn page<'r, R>(
+    mut records: impl Iterator<Item = &'r R>,
+    max_entries: u32,
+) -> (Vec<&'r R>, bool) {
+    let limit = match usize::try_from(max_entries) {
+        Ok(entries @ 1..=PAGE) => entries,
+        _ => PAGE,
+    };
+    let found = records.by_ref().take(limit).collect();
+    (found, records.next().is_some())
 }

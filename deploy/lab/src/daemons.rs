@@ -344,11 +344,16 @@ pub fn process(state: &State, node: u64, daemon: &str) -> Result<ProcessId> {
 /// The last lines of a daemon's log, for error messages.
 #[must_use]
 pub fn last_words(layout: &Layout, node: u64, daemon: &str) -> String {
+    last_lines(layout, node, daemon, 6)
+}
+
+/// The last `count` lines of a daemon's log.
+#[must_use]
+pub fn last_lines(layout: &Layout, node: u64, daemon: &str, count: usize) -> String {
     let path = layout.log_dir(node).join(format!("{daemon}.log"));
     let text = fs::read(&path).unwrap_or_default();
-    let tail = &text[text.len().saturating_sub(2000)..];
-    let text = String::from_utf8_lossy(tail);
+    let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
-    let last = &lines[lines.len().saturating_sub(6)..];
+    let last = &lines[lines.len().saturating_sub(count)..];
     format!("{} ends with:\n{}", path.display(), last.join("\n"))
 }

@@ -9,7 +9,7 @@ pub use stamper::{Stamped, Stamper};
 use anyhow::{Context as _, Result, bail};
 use client::api::{CreateVolumeRequest, Volume};
 use lab::layout::Layout;
-use lab::{Lab, Plan, down};
+use lab::{Lab, Plan, daemons, down};
 use nix::sched::{CloneFlags, setns};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -23,6 +23,9 @@ use tokio::time::{Instant, sleep};
 
 /// Longest wait for something that the cluster has to do by itself.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Lines of each replicator's log that a test which fails shows.
+const LAST_LINES: usize = 60;
 
 /// One lab at a time: they share two cores.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
@@ -44,9 +47,19 @@ impl core::ops::Deref for TestLab {
 
 impl Drop for TestLab {
     fn drop(&mut self) {
+        if thread::panicking() {
+            tell_last_lines(&self.lab);
+        }
         if let Err(error) = self.lab.down() {
             eprintln!("ending the lab: {error:#}");
         }
+    }
+}
+
+/// What the replicators of a lab said last, for a test that fails: its lab is gone afterwards.
+pub fn tell_last_lines(lab: &Lab) {
+    for node in 1..=lab.nodes {
+        eprintln!("{}", daemons::last_lines(&lab.layout, node, daemons::REPLICATOR, LAST_LINES));
     }
 }
 

@@ -1,7 +1,7 @@
 //! PostgreSQL under fire: a short soak, with faults of every kind.
 #![allow(clippy::unwrap_used)]
 
-use e2e::{fresh_dir, turn};
+use e2e::{fresh_dir, tell_last_lines, turn};
 use lab::fire::{self, Options};
 use lab::{Lab, Plan};
 
@@ -12,7 +12,12 @@ async fn no_acknowledged_row_is_lost_under_fire() {
     let dir = fresh_dir();
     let options = Options { plan: Plan::new(dir.clone(), 3), rounds: 12, seed: 1 };
     let told = fire::run(&options, |line| println!("{line}")).await;
-    let ended = Lab::open(&dir).and_then(|lab| lab.down());
+    let ended = Lab::open(&dir).and_then(|lab| {
+        if told.is_err() {
+            tell_last_lines(&lab);
+        }
+        lab.down()
+    });
     let tally = told.unwrap();
     ended.unwrap();
     assert_eq!((tally.rounds, tally.lost, tally.phantom), (12, 0, 0));

@@ -17,6 +17,8 @@ use types::{BLOCK, BlockOp, BlockResult, EngineInstance, Epoch, Instant, IoError
 /// Beyond the time that R4 states: two ticks of an engine's timer.
 const SLACK: Duration = Duration::from_millis(1500);
 
+/// Mean pause between requests of a consumer that is not slow.
+const QUICK: Time = 120 * MS;
 /// No consumer is quiet for longer.
 const LONGEST: Time = 4 * SEC;
 /// A device whose daemon is away this long is ended (`device_grace_seconds`).
@@ -229,6 +231,8 @@ impl World {
         if !self.is_run(n, run) {
             return;
         }
+        // At the end it is asked whether writes succeed, not how often somebody writes.
+        let gap = if self.healing { gap.min(QUICK) } else { gap };
         let pause =
             if self.rng.one_in(40) { self.rng.below(40 * gap) } else { self.rng.below(2 * gap) };
         let burst = if self.rng.one_in(10) { self.rng.between(2, 6) } else { 1 };

@@ -48,8 +48,9 @@ impl Entry {
 #[derive(Debug, Default)]
 struct Block {
     entries: Vec<Entry>,
-    /// Sectors may differ, until it is written again: what they may hold.
-    torn: bool,
+    /// A read that began before this moment may find sectors that differ, each of them what it may hold:
+    /// for ever, until the block is written again.
+    torn: Moment,
 }
 
 /// A write that is not answered yet.
@@ -109,7 +110,7 @@ impl Blocks {
     }
 
     fn block(&mut self, index: u32) -> &mut Block {
-        let new = || Block { entries: vec![ORIGIN], torn: false };
+        let new = || Block { entries: vec![ORIGIN], torn: 0 };
         self.blocks.entry(index).or_insert_with(new)
     }
 
@@ -157,7 +158,7 @@ impl Blocks {
                 }
             }
             if acked {
-                block.torn = false;
+                block.torn = block.torn.min(now);
                 if fua && quiet {
                     block.settle(invoked);
                 }
@@ -250,7 +251,7 @@ impl Blocks {
         if lost {
             for index in &self.dirty {
                 let Some(block) = self.blocks.get_mut(index) else { continue };
-                block.torn = true;
+                block.torn = Moment::MAX;
                 for entry in block.entries.iter_mut().filter(|entry| entry.epoch < epoch) {
                     entry.gone = None;
                     if !entry.flushed {
@@ -345,7 +346,9 @@ impl Block {
         };
         match found {
             Content::Whole(value) if possible(value) => return Ok(()),
-            Content::Torn(sectors) if self.torn && sectors.iter().all(|value| possible(*value)) => {
+            Content::Torn(sectors)
+                if began < self.torn && sectors.iter().all(|value| possible(*value)) =>
+            {
                 return Ok(());
             }
             _ => {}
@@ -431,8 +434,11 @@ mod tests {
         assert!(blocks.held(0, Content::Torn([2, 3, 4, 2, 2, 2, 2, 2])).is_ok());
         assert!(read(&mut blocks, 3).is_ok());
         assert!(read(&mut blocks, 2).is_err() && read(&mut blocks, 4).is_err(), "chosen once");
+        blocks.read_begins(99);
         write(&mut blocks, 5, 2);
         blocks.write_ends(5, true, false);
+        assert!(blocks.read_finds(99, 0, Content::Torn([2, 3, 4, 2, 2, 2, 2, 2])).is_ok());
+        blocks.read_ends(99);
         assert!(blocks.held(0, Content::Torn([2, 3, 4, 2, 2, 2, 2, 2])).is_err());
     }
 }

@@ -267,8 +267,11 @@ impl World {
         if !due {
             return self.end_step(n, key, Ended::Again);
         }
-        let command = action.command(|node| self.new_replica(node));
-        self.step_command(n, key, command);
+        match action.command(|node| self.new_replica(node)) {
+            Some(command) => self.step_command(n, key, command),
+            // Detached volumes are not tended here: consumers attach them again soon.
+            None => self.end_step(n, key, Ended::Refused),
+        }
     }
 
     // ---- seals -------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ fn end_processes(namespaces: &[String], failures: &mut Failures) {
 /// Unmounts and frees everything below `dir`.
 fn release_storage(dir: &Path, failures: &mut Failures) {
     // Read before any unmount: the kernel names a file relative to what is still mounted.
-    let below = |device: &LoopDevice| device.is_below(dir);
+    let below = |device: &LoopDevice| device.is_below(dir) || device.is_orphan_of(dir);
     let devices: Vec<PathBuf> = failures
         .note(loop_devices())
         .unwrap_or_default()

@@ -5,6 +5,7 @@ use crate::layout::{Layout, POOL_PREFIX};
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
+use types::VolumeId;
 
 /// Makes the file of a node's pool; it is blank.
 ///
@@ -57,11 +58,25 @@ impl LoopDevice {
         self.backing.as_ref().is_some_and(|backing| Path::new(backing).starts_with(dir))
     }
 
-    /// Whether its file was served by a replicator whose FUSE mount is gone: the kernel then names
-    /// the file relative to nothing. Every I/O on such a device fails.
+    /// The volume and the node, if its file is a replicator's and was opened in a mount namespace that has
+    /// ended since: the kernel then says only the file's name.
+    fn orphaned(&self) -> Option<(VolumeId, u64)> {
+        let (volume, node) = self.backing.as_deref()?.strip_prefix('/')?.split_once('.')?;
+        Some((volume.parse().ok()?, node.parse().ok()?))
+    }
+
+    /// Whether it is the device of a volume that nothing but its name leads to.
     #[must_use]
     pub fn is_orphan(&self) -> bool {
-        self.backing.as_deref() == Some("/volume")
+        self.orphaned().is_some()
+    }
+
+    /// Whether it is an orphan of the lab in `dir`.
+    #[must_use]
+    pub fn is_orphan_of(&self, dir: &Path) -> bool {
+        let mount = |(volume, node)| dir.join(format!("n{node}/data/fuse/{volume}"));
+        // A mount whose server is dead cannot be looked at, but it is there.
+        self.orphaned().is_some_and(|orphan| mount(orphan).try_exists().unwrap_or(true))
     }
 
     /// Whether it is the pool of a lab, known by the file's name.
@@ -106,8 +121,14 @@ mod tests {
         assert!(devices[0].is_below(Path::new("/l")) && devices[0].is_lab_pool());
         assert!(!devices[1].is_below(Path::new("/l")) && !devices[1].is_lab_pool());
         assert!(!devices[1].is_orphan());
-        let orphan = parse(r#"{"loopdevices": [{"name":"/dev/loop2", "back-file":"/volume"}]}"#);
-        assert!(orphan.unwrap()[0].is_orphan());
+        let json = r#"{"loopdevices": [
+            {"name":"/dev/loop2", "back-file":"/b4d60ab3-1844-4d50-9e60-975883e5f5d5.2"}]}"#;
+        let orphan = &parse(json).unwrap()[0];
+        assert!(orphan.is_orphan() && !orphan.is_orphan_of(Path::new("/l")));
+        let dir = tempfile::tempdir().unwrap();
+        let mount = dir.path().join("n2/data/fuse/b4d60ab3-1844-4d50-9e60-975883e5f5d5");
+        std::fs::create_dir_all(mount).unwrap();
+        assert!(orphan.is_orphan_of(dir.path()));
         assert_eq!(parse("").unwrap(), []);
     }
 }

@@ -31,7 +31,7 @@ fn the_directory_shows_one_file_of_the_volumes_size() {
     let Some(mounted) = Mounted::new(SIZE) else { return };
     let names: Vec<_> =
         mounted.dir.path().read_dir().unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(names, ["volume"]);
+    assert_eq!(names, [mounted.file().file_name().unwrap()]);
     let file = mounted.file();
     assert_eq!(file.metadata().unwrap().len(), SIZE);
     assert!(!mounted.dir.path().join("other").exists());
@@ -223,6 +223,21 @@ fn a_device_whose_server_is_dead_is_found_and_detached() {
     let device = LoopDevice::open(&attached.path, &file).unwrap();
     assert!(device.direct_io());
     device.detach().unwrap();
+    drop(attached);
+    assert!(loopdev::find_by_backing(&file).unwrap().is_empty());
+}
+
+/// As after the end of the process in whose mount namespace it was made.
+#[test]
+fn a_device_whose_mount_is_gone_is_found_by_the_name_of_its_file() {
+    let Some(mounted) = Mounted::new(SIZE) else { return };
+    let attached = mounted.attach();
+    hostio::fuse::unmount(mounted.dir.path(), true).unwrap();
+    let file = mounted.file();
+    let found = loopdev::find_by_backing(&file).unwrap();
+    assert_eq!(found, std::slice::from_ref(&attached.path));
+    assert!(loopdev::find_by_backing(&file.with_file_name("another")).unwrap().is_empty());
+    loopdev::detach_all(&file).unwrap();
     drop(attached);
     assert!(loopdev::find_by_backing(&file).unwrap().is_empty());
 }

@@ -166,13 +166,16 @@ fn clear(device: &File, path: &Path) -> Result<(), HostError> {
     }
 }
 
-/// The loop devices attached to `backing`, whether or not it can still be reached. It goes by the
-/// path: what lies on a filesystem that was lazily unmounted has none any more, so detach first.
+/// The loop devices attached to `backing`, whether or not it can still be reached. It goes by what the
+/// kernel calls the file: its path, or, once the mount is gone through which it was opened (unmounted
+/// lazily, or gone with the mount namespace of a process that ended), its path within its filesystem.
+/// So the name of `backing` must be its own on this host.
 ///
 /// # Errors
 /// [`HostError::Sys`] if /sys/block cannot be read.
 pub fn find_by_backing(backing: &Path) -> Result<Vec<PathBuf>, HostError> {
     let block = Path::new("/sys/block");
+    let unmounted = backing.file_name().map(|name| Path::new("/").join(name));
     let mut found = Vec::new();
     for entry in std::fs::read_dir(block).map_err(|error| HostError::sys("list", block, error))? {
         let Ok(entry) = entry else { continue };
@@ -182,7 +185,7 @@ pub fn find_by_backing(backing: &Path) -> Result<Vec<PathBuf>, HostError> {
         };
         let text = text.trim_end_matches('\n');
         let text = text.strip_suffix(" (deleted)").unwrap_or(text);
-        if Path::new(text) == backing {
+        if Path::new(text) == backing || Some(Path::new(text)) == unmounted.as_deref() {
             found.push(Path::new("/dev").join(entry.file_name()));
         }
     }

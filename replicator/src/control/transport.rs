@@ -17,6 +17,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -29,6 +30,8 @@ pub const CLUSTER: &str = "holdfast-cluster";
 const QUEUE: usize = 256;
 /// A connect that takes longer is tried again: a lost SYN must not cost a second.
 const CONNECT: Duration = Duration::from_millis(500);
+/// A peer that takes nothing for so long is connected to anew.
+const STUCK: Duration = Duration::from_secs(3);
 /// Pause between attempts.
 const PAUSE: Duration = Duration::from_millis(150);
 
@@ -175,6 +178,7 @@ async fn feed(
     request.metadata_mut().insert(CLUSTER, cluster);
     let mut client = PeerClient::new(channel).max_encoding_message_size(MAX_MESSAGE);
     let mut call = pin!(client.raft(request));
+    let mut stuck_since: Option<Instant> = None;
     loop {
         tokio::select! {
             answer = &mut call => {
@@ -184,8 +188,12 @@ async fn feed(
                 let Some(message) = message else { return Ok(()) };
                 let from_address = sender.address.to_string();
                 let message = RaftMessage { from: sender.node.0, message, from_address };
-                // Full: the peer is slower than Raft; Raft sends again.
-                let _ = stream.try_send(message);
+                // Full: the peer is slower than Raft, and Raft sends again; or nobody reads there.
+                if stream.try_send(message).is_ok() {
+                    stuck_since = None;
+                } else if stuck_since.get_or_insert_with(Instant::now).elapsed() >= STUCK {
+                    return Err(Status::unavailable("the peer takes no more messages"));
+                }
             }
         }
     }

@@ -152,7 +152,7 @@ pub(super) enum Command {
     Resize { volume: VolumeId, size: u64, answer: Answer<()> },
     StopEngine { volume: VolumeId, answer: Answer<bool> },
     FailEngine { volume: VolumeId },
-    AttachFuse { volume: VolumeId, fd: OwnedFd, answer: Answer<()> },
+    AttachFuse { volume: VolumeId, fd: OwnedFd, name: String, answer: Answer<()> },
     AttachNbd { volume: VolumeId, listener: UnixListener, answer: Answer<()> },
     AttachKernelNbd { volume: VolumeId, socket: OwnedFd, answer: Answer<()> },
     DetachFrontends { volume: VolumeId, answer: Answer<()> },

@@ -145,12 +145,17 @@ impl DataHandle {
         self.send(Command::FailEngine { volume });
     }
 
-    /// Serves a FUSE session on `fd`, an open `/dev/fuse` that was mounted.
+    /// Serves a FUSE session on `fd`, an open `/dev/fuse` that was mounted: one file called `name`.
     ///
     /// # Errors
     /// [`DataError::NotAttached`], [`DataError::Descriptor`].
-    pub async fn attach_fuse(&self, volume: VolumeId, fd: OwnedFd) -> Result<(), DataError> {
-        self.ask(|answer| Command::AttachFuse { volume, fd, answer }).await
+    pub async fn attach_fuse(
+        &self,
+        volume: VolumeId,
+        fd: OwnedFd,
+        name: String,
+    ) -> Result<(), DataError> {
+        self.ask(|answer| Command::AttachFuse { volume, fd, name, answer }).await
     }
 
     /// Serves NBD clients of `listener`.

@@ -24,4 +24,3 @@ pub use command::{DataError, DataEvent, EngineSpec};
 pub use handle::{DataHandle, start};
 pub(crate) use pool::outwait;
 pub use pool::{DataConfig, PoolError, existing_pool, init_pool, listen, wipe_pool};
-pub use thread::FUSE_FILE;

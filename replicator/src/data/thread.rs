@@ -34,9 +34,6 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after `accept` failed (out of descriptors).
 const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 
-/// Name of the one file of a FUSE front-end: what the loop device is put on.
-pub const FUSE_FILE: &str = "volume";
-
 /// What the end of a front-end means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Link {
@@ -371,8 +368,8 @@ impl Thread {
                 self.end_throttle(volume);
                 self.engine_command(volume, engine::Input::Fenced, None);
             }
-            Command::AttachFuse { volume, fd, answer } => {
-                let _ = answer.send(self.attach_fuse(volume, fd));
+            Command::AttachFuse { volume, fd, name, answer } => {
+                let _ = answer.send(self.attach_fuse(volume, fd, &name));
             }
             Command::AttachNbd { volume, listener, answer } => {
                 let _ = answer.send(self.attach_nbd(volume, listener));
@@ -429,10 +426,10 @@ impl Thread {
         }
     }
 
-    fn attach_fuse(&mut self, id: VolumeId, fd: OwnedFd) -> Result<(), DataError> {
+    fn attach_fuse(&mut self, id: VolumeId, fd: OwnedFd, name: &str) -> Result<(), DataError> {
         let size = self.volumes.get(&id).ok_or(DataError::NotAttached(id))?.size;
         let owner = self.new_owner();
-        let front = frontend::Fuse::new(owner, Fd::new(fd), FUSE_FILE, size);
+        let front = frontend::Fuse::new(owner, Fd::new(fd), name, size);
         let front = Box::new(front);
         self.add_front(id, owner, Owner::Front { volume: id, front, link: Link::Loose });
         Ok(())

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -140,7 +140,7 @@ const O_DIRECT: i32 = 0o40000;
 pub type Connect = fn(u32, Fd, u64) -> Box<dyn Frontend>;
 
 enum Ask {
-    Add(OwnedFd),
+    Add(OwnedFd, String),
     Listen(Fd, Connect),
     Resize(u64),
     Fail(Option<IoError>),
@@ -180,8 +180,9 @@ impl Server {
         }
     }
 
-    pub fn serve_fuse(&self, fd: OwnedFd) {
-        self.ask(Ask::Add(fd));
+    /// Serves a FUSE session with one file called `name`.
+    pub fn serve_fuse(&self, fd: OwnedFd, name: String) {
+        self.ask(Ask::Add(fd, name));
     }
 
     pub fn listen(&self, listener: std::os::unix::net::UnixListener, connect: Connect) {
@@ -231,8 +232,8 @@ impl Loop {
         loop {
             while let Ok((ask, done)) = asked.try_recv() {
                 match ask {
-                    Ask::Add(fd) => {
-                        let fuse = Fuse::new(self.next, Arc::new(fd), "volume", self.device.size());
+                    Ask::Add(fd, name) => {
+                        let fuse = Fuse::new(self.next, Arc::new(fd), &name, self.device.size());
                         self.add(Box::new(fuse));
                     }
                     Ask::Listen(fd, connect) => {
@@ -315,6 +316,11 @@ pub struct Mounted {
     pub server: Server,
 }
 
+/// Loop devices are found by it, so tests that run side by side need different ones.
+fn file_name(mount: &Path) -> String {
+    format!("{}-volume", mount.file_name().unwrap().to_string_lossy())
+}
+
 impl Mounted {
     /// `None`, said in words, where this cannot be tested.
     pub fn new(size: u64) -> Option<Self> {
@@ -326,12 +332,13 @@ impl Mounted {
         }
         let dir = tempfile::tempdir().unwrap();
         let server = Server::start(size);
-        server.serve_fuse(hostio::fuse::mount_at(dir.path(), "holdfast-test").unwrap());
+        let fuse = hostio::fuse::mount_at(dir.path(), "holdfast-test").unwrap();
+        server.serve_fuse(fuse, file_name(dir.path()));
         Some(Self { dir, server })
     }
 
     pub fn file(&self) -> PathBuf {
-        self.dir.path().join("volume")
+        self.dir.path().join(file_name(self.dir.path()))
     }
 
     pub fn attach(&self) -> Attached {

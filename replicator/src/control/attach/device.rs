@@ -7,9 +7,9 @@
 use super::Frontend;
 use super::keeper::{Inherited, Kept, Note};
 use super::kernel_nbd::KernelNbd;
+use crate::config::Config;
 use crate::control::Node;
 use crate::control::status::data_status;
-use crate::data::FUSE_FILE;
 use core::time::Duration;
 use frontend::select::Kind;
 use hostio::HostError;
@@ -35,6 +35,7 @@ pub(super) struct Device {
     volume: VolumeId,
     nbd_socket: PathBuf,
     mount: PathBuf,
+    backing: PathBuf,
     /// Of a kernel device, once there is one.
     device: Option<Arc<LoopDevice>>,
     fuse: Option<Arc<OwnedFd>>,
@@ -45,6 +46,13 @@ pub(super) struct Device {
 /// Where the FUSE filesystem of `volume` is mounted.
 pub(super) fn mount_directory(data_dir: &Path, volume: VolumeId) -> PathBuf {
     data_dir.join("fuse").join(volume.to_string())
+}
+
+/// The volume as the one file of that filesystem. No other file on this host has its name: when the mount
+/// namespace that a loop device's file was opened in has ended with its daemon, the kernel says nothing
+/// but this name (see [`hostio::loopdev::find_by_backing`]).
+pub(super) fn backing_file(config: &Config, volume: VolumeId) -> PathBuf {
+    mount_directory(&config.data_dir, volume).join(format!("{volume}.{}", config.node.0))
 }
 
 fn nbd_socket(data_dir: &Path, volume: VolumeId) -> PathBuf {
@@ -82,6 +90,7 @@ impl Device {
             volume,
             nbd_socket: nbd_socket(&node.config.data_dir, volume),
             mount: mount_directory(&node.config.data_dir, volume),
+            backing: backing_file(&node.config, volume),
             device: None,
             fuse: None,
             nbd: None,
@@ -103,8 +112,9 @@ impl Device {
         let fuse = fuse
             .try_clone()
             .map_err(|error| Status::internal(format!("cannot copy a descriptor: {error}")))?;
+        let name = self.backing.file_name().unwrap_or_default().to_string_lossy().into_owned();
         node.data
-            .attach_fuse(self.volume, fuse)
+            .attach_fuse(self.volume, fuse, name)
             .await
             .map_err(|error| data_status("FUSE front-end", &error))
     }
@@ -137,7 +147,7 @@ impl Device {
         let fuse = kernel("mount FUSE", move || hostio::fuse::mount_at(&mount, &source)).await?;
         let fuse = Arc::clone(self.fuse.insert(Arc::new(fuse)));
         self.serve_fuse(node, &fuse).await?;
-        let backing = self.mount.join(FUSE_FILE);
+        let backing = self.backing.clone();
         let device =
             kernel("attach a loop device", move || LoopDevice::attach(&backing, BLOCK as u32))
                 .await?;
@@ -192,7 +202,7 @@ impl Device {
         path: PathBuf,
         fuse: Arc<OwnedFd>,
     ) -> Result<(), Status> {
-        let backing = self.mount.join(FUSE_FILE);
+        let backing = self.backing.clone();
         let again = Arc::clone(&fuse);
         let open = move || {
             let device = LoopDevice::open(&path, &backing)?;
@@ -213,7 +223,7 @@ impl Device {
         Ok(holder::Device {
             volume: self.volume.to_string(),
             mount: self.mount.clone(),
-            backing: self.mount.join(FUSE_FILE),
+            backing: self.backing.clone(),
             note: note.text()?,
         })
     }
@@ -286,7 +296,7 @@ impl Device {
             if dead {
                 log(volume, abort(self.mount.clone()).await);
             }
-            let backing = self.mount.join(FUSE_FILE);
+            let backing = self.backing.clone();
             let device = self.device.take();
             let detach = move || {
                 // The kernel detaches when the last one closes the device: that must not be us.

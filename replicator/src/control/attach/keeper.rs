@@ -227,12 +227,14 @@ pub(in crate::control) fn inherit(keeper: &Keeper, config: &Config) -> Vec<Inher
         inherited.push(Inherited { volume, note, kept: Kept::Fuse(fuse) });
     }
     for mount in entries(&data_dir.join("fuse")) {
-        let kept = |inherited: &Inherited| {
-            mount == super::device::mount_directory(data_dir, inherited.volume)
+        let volume = mount.file_name().and_then(|name| name.to_string_lossy().parse().ok());
+        let Some(volume) = volume else {
+            tracing::warn!(mount = %mount.display(), "not named after a volume, left alone");
+            continue;
         };
-        if !inherited.iter().any(kept) {
+        if !inherited.iter().any(|inherited| inherited.volume == volume) {
             tracing::info!(mount = %mount.display(), "removing what a former process left");
-            remove(&mount, &mount.join(crate::data::FUSE_FILE));
+            remove(&mount, &super::device::backing_file(config, volume));
         }
     }
     inherited.extend(

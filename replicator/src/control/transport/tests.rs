@@ -4,16 +4,19 @@ use super::*;
 use client::api::peer_server::{Peer, PeerServer};
 use client::api::{
     FillVolumeRequest, FillVolumeResponse, HeartbeatRequest, HeartbeatResponse, ProposeRequest,
-    ProposeResponse, RaftResponse, TakeSnapshotRequest, TakeSnapshotResponse,
+    ProposeResponse, RaftResponse, TakeSnapshotRequest, TakeSnapshotResponse, TendVolumeRequest,
+    TendVolumeResponse, YieldVolumeRequest, YieldVolumeResponse,
 };
+use core::sync::atomic::AtomicUsize;
+use core::sync::atomic::Ordering::Relaxed;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Response, Streaming};
 use uuid::Uuid;
 
-/// A peer that writes down what it gets.
-struct Recorder(mpsc::UnboundedSender<(u64, Vec<u8>)>);
+/// A peer that writes down what it gets, but for the first so many streams, which it leaves unread.
+struct Recorder(mpsc::UnboundedSender<(u64, Vec<u8>)>, AtomicUsize);
 
 #[tonic::async_trait]
 impl Peer for Recorder {
@@ -23,6 +26,9 @@ impl Peer for Recorder {
     ) -> Result<Response<RaftResponse>, Status> {
         assert!(request.metadata().get(CLUSTER).is_some());
         let mut messages = request.into_inner();
+        if self.1.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok() {
+            return std::future::pending().await;
+        }
         while let Some(message) = messages.message().await? {
             self.0.send((message.from, message.message)).unwrap();
         }
@@ -52,13 +58,30 @@ impl Peer for Recorder {
     ) -> Result<Response<FillVolumeResponse>, Status> {
         Err(Status::unimplemented(""))
     }
+    async fn tend_volume(
+        &self,
+        _: Request<TendVolumeRequest>,
+    ) -> Result<Response<TendVolumeResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn yield_volume(
+        &self,
+        _: Request<YieldVolumeRequest>,
+    ) -> Result<Response<YieldVolumeResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
 }
 
 type Received = mpsc::UnboundedReceiver<(u64, Vec<u8>)>;
 
 async fn serve(listener: TcpListener) -> (Received, JoinHandle<()>) {
+    serve_but_for(0, listener).await
+}
+
+async fn serve_but_for(unread: usize, listener: TcpListener) -> (Received, JoinHandle<()>) {
     let (send, received) = mpsc::unbounded_channel();
-    let router = tonic::transport::Server::builder().add_service(PeerServer::new(Recorder(send)));
+    let recorder = Recorder(send, AtomicUsize::new(unread));
+    let router = tonic::transport::Server::builder().add_service(PeerServer::new(recorder));
     let incoming = TcpListenerStream::new(listener);
     // Connections live and die with this runtime task tree.
     let task = tokio::spawn(async move {
@@ -129,6 +152,23 @@ async fn a_peer_that_comes_late_or_moves_is_reached_within_a_second() {
     transport.set_peer(NodeId(2), moved.local_addr().unwrap());
     let (mut received, _moved_task) = serve(moved).await;
     until_received(&transport, &mut received).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_leaves_a_stream_unread_gets_another() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let transport = transport();
+    transport.set_peer(NodeId(2), listener.local_addr().unwrap());
+    let (mut received, _task) = serve_but_for(1, listener).await;
+    let arrival = async {
+        loop {
+            transport.send(NodeId(2), vec![7; 64 << 10]);
+            if timeout(Duration::from_millis(5), received.recv()).await.is_ok() {
+                return;
+            }
+        }
+    };
+    timeout(Duration::from_secs(60), arrival).await.unwrap();
 }
 
 #[tokio::test]

@@ -5,16 +5,20 @@ use crate::layout::Layout;
 use crate::rpc;
 use anyhow::{Context as _, Result, bail};
 use proto::csi::{
-    CapacityRange, CreateVolumeRequest, DeleteVolumeRequest, NodeGetInfoRequest,
-    NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
-    NodeUnstageVolumeRequest, Topology, TopologyRequirement, Volume, VolumeCapability,
+    CapacityRange, CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest,
+    DeleteVolumeRequest, NodeGetInfoRequest, NodePublishVolumeRequest, NodeStageVolumeRequest,
+    NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, Topology, TopologyRequirement, Volume,
+    VolumeCapability, VolumeContentSource,
+    controller_client::ControllerClient,
     volume_capability::{AccessMode, AccessType, MountVolume, access_mode::Mode},
+    volume_content_source::{SnapshotSource, Type as SourceType},
 };
 use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 /// First pause of kubelet after a failed call; it doubles.
@@ -56,6 +60,38 @@ pub fn mounted(fs_type: &str) -> VolumeCapability {
     }
 }
 
+/// Calls again what fails, with kubelet's pauses; returns how often it was called.
+async fn retried<T, F>(
+    what: &str,
+    patience: Duration,
+    mut call: impl FnMut() -> F,
+) -> Result<(u32, T)>
+where
+    F: Future<Output = Result<T>>,
+{
+    let end = Instant::now() + patience;
+    let (mut calls, mut pause) = (1, FIRST_RETRY);
+    loop {
+        let error = match call().await {
+            Ok(answer) => return Ok((calls, answer)),
+            Err(error) => error,
+        };
+        if Instant::now() + pause >= end {
+            return Err(error.context(format!("{what}, {calls} calls")));
+        }
+        tracing::info!(calls, "{what} failed, again in {pause:?}: {error:#}");
+        sleep(pause).await;
+        calls += 1;
+        pause *= 2;
+    }
+}
+
+/// One call, within [`CALL_LIMIT`].
+async fn limited<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    let late = |_| Status::deadline_exceeded(format!("no answer within {CALL_LIMIT:?}"));
+    timeout(CALL_LIMIT, call).await.map_err(late)?
+}
+
 impl Kubelet {
     /// For the lab with this layout, whose CSI controller runs on `controller_node`.
     #[must_use]
@@ -68,22 +104,114 @@ impl Kubelet {
     /// # Errors
     /// If the plugin refuses.
     pub async fn create_volume(&self, claim: &Claim) -> Result<Volume> {
+        self.create(claim, None).await.map_err(anyhow::Error::from)
+    }
+
+    /// As [`Self::create_volume`], with what is in a snapshot; called again while it is being copied.
+    ///
+    /// # Errors
+    /// If the plugin refuses, or it is not there after `patience`.
+    pub async fn restore(
+        &self,
+        claim: &Claim,
+        snapshot_id: &str,
+        patience: Duration,
+    ) -> Result<Volume> {
+        let snapshot = SnapshotSource { snapshot_id: snapshot_id.into() };
+        let source = VolumeContentSource { r#type: Some(SourceType::Snapshot(snapshot)) };
+        self.again(patience, || self.create(claim, Some(source.clone()))).await
+    }
+
+    /// CreateSnapshot, called again while it cannot be taken; returns its id.
+    ///
+    /// # Errors
+    /// If the plugin refuses, or there is none after `patience`.
+    pub async fn snapshot(
+        &self,
+        volume_id: &str,
+        name: &str,
+        patience: Duration,
+    ) -> Result<String> {
+        let request = CreateSnapshotRequest {
+            source_volume_id: volume_id.into(),
+            name: name.into(),
+            ..CreateSnapshotRequest::default()
+        };
+        self.again(patience, || async {
+            let mut controller = self.controller().await?;
+            let answer = limited(controller.create_snapshot(request.clone())).await?;
+            let snapshot = answer.into_inner().snapshot.unwrap_or_default();
+            if snapshot.ready_to_use {
+                return Ok(snapshot.snapshot_id);
+            }
+            Err(Status::unavailable("the snapshot is not ready to use"))
+        })
+        .await
+    }
+
+    /// Has a snapshot deleted.
+    ///
+    /// # Errors
+    /// If the plugin refuses.
+    pub async fn delete_snapshot(&self, snapshot_id: &str) -> Result<()> {
+        let mut controller = self.controller().await?;
+        let request =
+            DeleteSnapshotRequest { snapshot_id: snapshot_id.into(), ..Default::default() };
+        limited(controller.delete_snapshot(request)).await?;
+        Ok(())
+    }
+
+    async fn controller(&self) -> Result<ControllerClient<Channel>, Status> {
+        let controller = rpc::csi_controller(&self.layout, self.controller_node).await;
+        controller.map_err(|error| Status::unavailable(format!("{error:#}")))
+    }
+
+    /// Calls again what is not ready, as the sidecars do.
+    async fn again<T, F>(&self, patience: Duration, mut call: impl FnMut() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let end = Instant::now() + patience;
+        let mut pause = FIRST_RETRY;
+        loop {
+            let status = match call().await {
+                Ok(answer) => return Ok(answer),
+                Err(status) => status,
+            };
+            let later = matches!(status.code(), Code::Unavailable | Code::Aborted);
+            if !later || Instant::now() + pause >= end {
+                return Err(status.into());
+            }
+            sleep(pause).await;
+            pause *= 2;
+        }
+    }
+
+    async fn create(
+        &self,
+        claim: &Claim,
+        source: Option<VolumeContentSource>,
+    ) -> Result<Volume, Status> {
         let mut parameters = claim.parameters.clone();
         parameters.insert("csi.storage.k8s.io/fstype".into(), claim.fs_type.clone());
         let request = CreateVolumeRequest {
             name: claim.name.clone(),
             capacity_range: Some(CapacityRange {
-                required_bytes: i64::try_from(claim.size)?,
+                required_bytes: i64::try_from(claim.size).unwrap_or(i64::MAX),
                 limit_bytes: 0,
             }),
             volume_capabilities: vec![mounted(&claim.fs_type)],
             parameters,
-            accessibility_requirements: self.topology(claim.node).await?,
+            accessibility_requirements: self
+                .topology(claim.node)
+                .await
+                .map_err(|error| Status::unavailable(format!("{error:#}")))?,
+            volume_content_source: source,
             ..CreateVolumeRequest::default()
         };
-        let mut controller = rpc::csi_controller(&self.layout, self.controller_node).await?;
-        let answer = timeout(CALL_LIMIT, controller.create_volume(request)).await??;
-        answer.into_inner().volume.context("CreateVolume answered without a volume")
+        let mut controller = self.controller().await?;
+        let answer = limited(controller.create_volume(request)).await?.into_inner();
+        answer.volume.ok_or_else(|| Status::internal("CreateVolume answered without a volume"))
     }
 
     /// Has a volume deleted.
@@ -91,9 +219,9 @@ impl Kubelet {
     /// # Errors
     /// If the plugin refuses.
     pub async fn delete_volume(&self, volume_id: &str) -> Result<()> {
-        let mut controller = rpc::csi_controller(&self.layout, self.controller_node).await?;
+        let mut controller = self.controller().await?;
         let request = DeleteVolumeRequest { volume_id: volume_id.into(), ..Default::default() };
-        timeout(CALL_LIMIT, controller.delete_volume(request)).await??;
+        limited(controller.delete_volume(request)).await?;
         Ok(())
     }
 
@@ -136,18 +264,27 @@ impl Kubelet {
         fs_type: &str,
         patience: Duration,
     ) -> Result<u32> {
-        let end = Instant::now() + patience;
-        let (mut calls, mut pause) = (1, FIRST_RETRY);
-        while let Err(error) = self.stage_once(node, volume, fs_type).await {
-            if Instant::now() + pause >= end {
-                return Err(error.context(format!("NodeStageVolume on node {node}, {calls} calls")));
-            }
-            tracing::info!(node, calls, "NodeStageVolume failed, again in {pause:?}: {error:#}");
-            sleep(pause).await;
-            calls += 1;
-            pause *= 2;
-        }
-        Ok(calls)
+        let what = format!("NodeStageVolume on node {node}");
+        let stage = || self.stage_once(node, volume, fs_type);
+        retried(&what, patience, stage).await.map(|(calls, ())| calls)
+    }
+
+    /// NodeStageVolume and NodePublishVolume with kubelet's retries, each at most for `patience`; returns the
+    /// path for the pod.
+    ///
+    /// # Errors
+    /// If one of them still fails then.
+    pub async fn mount(
+        &self,
+        node: u64,
+        volume: &Volume,
+        fs_type: &str,
+        patience: Duration,
+    ) -> Result<PathBuf> {
+        self.stage(node, volume, fs_type, patience).await?;
+        let what = format!("NodePublishVolume on node {node}");
+        let publish = || self.publish(node, volume, fs_type);
+        retried(&what, patience, publish).await.map(|(_, path)| path)
     }
 
     /// NodePublishVolume; returns the path for the pod.

@@ -43,8 +43,7 @@ impl Pod {
     }
 
     async fn bring(&self, node: u64) -> Result<()> {
-        self.kubelet.stage(node, &self.volume, self.fs_type, PATIENCE).await?;
-        self.kubelet.publish(node, &self.volume, self.fs_type).await?;
+        self.kubelet.mount(node, &self.volume, self.fs_type, PATIENCE).await?;
         self.ledger.set_target((self.lab_address(node), POSTGRES_PORT).into())
     }
 

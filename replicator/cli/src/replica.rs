@@ -15,8 +15,8 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Commands on copies of volumes.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum ReplicaCommand {
-    /// Makes a copy of an attached volume on another node and gives up an old one: the volume has its
-    /// copies at every moment, and stays in use. Returns when the old copy is gone.
+    /// Makes a copy of a volume on another node and gives up an old one: the volume has its copies at
+    /// every moment, and stays in use, or detached. Returns when the old copy is gone.
     Move {
         /// Id or name of the volume.
         volume: String,

@@ -11,8 +11,8 @@ use crate::api::{
     HeartbeatRequest, HeartbeatResponse, ListSnapshotsRequest, ListSnapshotsResponse,
     ListVolumesRequest, ListVolumesResponse, ModifyVolumeRequest, MoveReplicaRequest,
     NoteFailoverRequest, ProposeRequest, ProposeResponse, RemoveNodeRequest, ResizeDeviceRequest,
-    Snapshot, TakeSnapshotRequest, Volume, WatchEventsRequest, get_snapshot_request,
-    get_volume_request::By,
+    Snapshot, TakeSnapshotRequest, TendVolumeRequest, Volume, WatchEventsRequest,
+    YieldVolumeRequest, get_snapshot_request, get_volume_request::By,
 };
 use crate::route::Scope;
 use crate::{ATTACH_DEADLINE, Client, Error, MAX_MESSAGE};
@@ -224,6 +224,18 @@ impl Client {
     pub async fn fill_volume(&self, volume_id: &str) -> Result<(), Error> {
         let request = FillVolumeRequest { volume_id: volume_id.to_owned() };
         call!(self, "FillVolume", Local, Duration::ZERO, peer.fill_volume, request).map(|_| ())
+    }
+
+    /// Has it begin to bring the replicas of a detached volume up to date.
+    pub async fn tend_volume(&self, volume_id: &str) -> Result<(), Error> {
+        let request = TendVolumeRequest { volume_id: volume_id.to_owned() };
+        call!(self, "TendVolume", Local, Duration::ZERO, peer.tend_volume, request).map(|_| ())
+    }
+
+    /// Has it end what it does with a detached volume by itself and can go on with later.
+    pub async fn yield_volume(&self, volume_id: &str) -> Result<(), Error> {
+        let request = YieldVolumeRequest { volume_id: volume_id.to_owned() };
+        call!(self, "YieldVolume", Once, Duration::ZERO, peer.yield_volume, request).map(|_| ())
     }
 }
 

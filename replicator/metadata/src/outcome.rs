@@ -183,7 +183,9 @@ pub enum Refused {
         volume: VolumeId,
     },
     /// A node has the volume without a device, which ends by itself: wait, then try again.
-    #[error("node {node} is taking a snapshot of volume {volume}, or filling it")]
+    #[error(
+        "node {node} has volume {volume} without a device: for a snapshot, or to fill it or its replicas"
+    )]
     HeldInternally {
         /// The volume.
         volume: VolumeId,

@@ -11,12 +11,15 @@ use core::time::Duration;
 use metadata::placement::Free;
 use metadata::{Command, MAX_VOTERS, NodeInfo, NodeStatus, State};
 use std::collections::{BTreeMap, BTreeSet};
-use types::{Instant, NodeId, SnapshotId, VolumeId};
+use types::{Epoch, Instant, NodeId, SnapshotId, VolumeId};
 
 /// A node counts as speaking while its last word is not older than this.
 const FRESH: Duration = Duration::from_secs(1);
 /// How long a node may be lost before its replicas are replaced, if nothing else is said (R27).
 pub const REPLACE_AFTER: Duration = Duration::from_secs(300);
+/// How long a detached volume is left to its next user before an engine without a device fills its
+/// replicas: a pod that moves is there within this time.
+const TEND_AFTER: Duration = Duration::from_secs(10);
 
 /// Who spoke to this leader, and when. Volatile: a new leadership starts afresh (R6).
 #[derive(Debug)]
@@ -27,6 +30,8 @@ pub struct Roll {
     nodes: BTreeMap<NodeId, (NodeInfo, u64)>,
     /// Snapshots that this leader is taking, or cloning from.
     own: BTreeSet<SnapshotId>,
+    /// Since when each detached volume has had replicas to be filled, under which epoch.
+    untended: BTreeMap<VolumeId, (Epoch, Instant)>,
 }
 
 impl Roll {
@@ -39,6 +44,7 @@ impl Roll {
             replace_after: REPLACE_AFTER,
             nodes: BTreeMap::new(),
             own: BTreeSet::new(),
+            untended: BTreeMap::new(),
         }
     }
 
@@ -120,7 +126,17 @@ impl Roll {
     /// Which replicas are to be added and given up (R27). To be called several times a second.
     pub fn replacements(&mut self, state: &State, now: Instant) -> Vec<replace::Action> {
         self.absence.look(state.nodes.keys().copied().filter(|node| state.is_lost(*node)), now);
-        replace::plan(state, &self.absence.at_least(self.replace_after), &self.free())
+        let gone = self.absence.at_least(self.replace_after);
+        let mut actions = replace::plan(state, &gone, &self.free());
+        let before = core::mem::take(&mut self.untended);
+        actions.retain(|action| {
+            let replace::Action::Tend { volume, epoch, .. } = *action else { return true };
+            let known = before.get(&volume).filter(|(of, _)| *of == epoch);
+            let (_, since) = known.copied().unwrap_or((epoch, now));
+            self.untended.insert(volume, (epoch, since));
+            now.since(since) >= TEND_AFTER
+        });
+        actions
     }
 
     /// What the leader, node `here`, has to do. To be called several times a second.
@@ -170,6 +186,8 @@ pub enum Key {
     Add,
     /// A replica less.
     Remove(VolumeId),
+    /// An engine that fills a volume's replicas.
+    Tend(VolumeId),
     /// The end of a snapshot.
     Snapshot(SnapshotId),
     /// The copy that a volume begins with.
@@ -187,6 +205,7 @@ impl Key {
             replace::Action::Remove { volume, .. } | replace::Action::Release { volume, .. } => {
                 Self::Remove(*volume)
             }
+            replace::Action::Tend { volume, .. } => Self::Tend(*volume),
         }
     }
 }
@@ -201,7 +220,7 @@ pub enum Step {
     Lost(NodeId),
     /// A volume of a lost node (R7).
     Fencing(Action),
-    /// A replica is added or given up (R27). Before it is done the leader must be confirmed by a read
+    /// A replica is added, filled or given up (R27). Before it is done the leader must be confirmed by a read
     /// index, and the step still be among [`Roll::replacements`] (R6).
     Replace(replace::Action),
     /// A snapshot that nobody wants any more, or a volume that begins with one.

@@ -7,8 +7,8 @@
 //! in sync first is kept: the replacement, or the old one that came back. A replica that is moved
 //! (`leaving`) counts for the ISR as ever, but no longer as one of those that are wanted.
 //!
-//! Only an attached volume gets a replacement: nobody else reads its data, so nobody could fill it
-//! (see docs/decisions/0011-replacing-replicas.md).
+//! Only an engine can fill a replica. A volume that nobody has attached gets one for as long as there is
+//! something to fill, on a node with an in-sync replica ([`Action::Tend`]; docs/decisions/0011 and 0019).
 
 #[cfg(test)]
 mod tests;
@@ -20,7 +20,7 @@ use metadata::{
     Attachment, Command, Lifecycle, NewReplica, NodeStatus, Replica, ReplicaState, State, Volume,
 };
 use std::collections::BTreeMap;
-use types::{Instant, IsrVersion, NodeId, ReplicaId, VolumeId};
+use types::{Epoch, Instant, IsrVersion, NodeId, ReplicaId, VolumeId};
 
 /// For how long the nodes that Raft has as lost have been so, as far as one leadership saw it (R6).
 #[derive(Debug)]
@@ -90,6 +90,15 @@ pub enum Action {
         /// The ISR that can do without it.
         isr_version: IsrVersion,
     },
+    /// Have `node` attach a detached volume without a device, so that its replicas can be filled.
+    Tend {
+        /// The volume.
+        volume: VolumeId,
+        /// Has an in-sync replica.
+        node: NodeId,
+        /// Under which nobody has it.
+        epoch: Epoch,
+    },
 }
 
 impl Action {
@@ -100,13 +109,14 @@ impl Action {
             Self::Add { volume, .. }
             | Self::Move { volume, .. }
             | Self::Remove { volume, .. }
-            | Self::Release { volume, .. } => *volume,
+            | Self::Release { volume, .. }
+            | Self::Tend { volume, .. } => *volume,
         }
     }
 
-    /// The command that carries it out; `new` makes ids for a replica.
-    pub fn command(self, new: impl FnOnce(NodeId) -> NewReplica) -> Command {
-        match self {
+    /// The command that carries it out, for what is not asked of a node; `new` makes ids for a replica.
+    pub fn command(self, new: impl FnOnce(NodeId) -> NewReplica) -> Option<Command> {
+        Some(match self {
             Self::Add { volume, node } => Command::AddReplica { volume, replica: new(node) },
             Self::Move { volume, from, node } => {
                 Command::MoveReplica { volume, from, to: new(node) }
@@ -117,7 +127,8 @@ impl Action {
             Self::Release { volume, replica, isr_version } => {
                 Command::ReleaseReplica { volume, replica, isr_version }
             }
-        }
+            Self::Tend { .. } => return None,
+        })
     }
 }
 
@@ -127,6 +138,17 @@ impl Action {
 pub fn plan(state: &State, gone: &[NodeId], free: &Free) -> Vec<Action> {
     let step = |volume| View { state, volume }.step(gone, free);
     state.volumes.values().filter_map(step).collect()
+}
+
+/// Whether an engine without a device has nothing more to fill in `volume`, as far as can be known
+/// where it runs: as many copies as are wanted are in sync, or none of the others can be filled now.
+#[must_use]
+pub fn tended(state: &State, volume: VolumeId) -> bool {
+    let Some(volume) = state.volumes.get(&volume) else { return true };
+    let view = View { state, volume };
+    volume.lifecycle != Lifecycle::Live
+        || view.is_full()
+        || !view.replicas().any(|r| view.fillable(r))
 }
 
 /// One volume in its cluster.
@@ -159,6 +181,17 @@ impl<'s> View<'s> {
         self.sound(replica) && !replica.leaving
     }
 
+    /// As many copies as are wanted are in sync.
+    fn is_full(self) -> bool {
+        self.replicas().filter(|r| self.stays(r)).count() >= self.volume.repl as usize
+    }
+
+    /// There, or about to be, and only out of date.
+    fn fillable(self, replica: &Replica) -> bool {
+        let there = matches!(replica.state, ReplicaState::Creating | ReplicaState::Ready);
+        there && !self.in_isr(replica) && self.up(replica.node)
+    }
+
     fn of_class(self, replica: &Replica) -> bool {
         let class = self.state.nodes.get(&replica.node).and_then(|node| node.class);
         self.volume.class.is_none() || self.volume.class == class
@@ -175,9 +208,15 @@ impl<'s> View<'s> {
             return self.give_up(staying).or_else(|| self.change_class(free));
         }
         // Only an engine can fill a replica, from one that it can reach.
-        if self.holder().is_none() || !self.replicas().any(|r| self.sound(r)) {
-            return None;
+        let source = self.replicas().find(|r| self.sound(r))?;
+        if self.holder().is_none() {
+            return self.tend(source.node, gone, free);
         }
+        Some(Action::Add { volume: self.volume.volume, node: self.missing(gone, free)? })
+    }
+
+    /// Where a replica is to be added.
+    fn missing(self, gone: &[NodeId], free: &Free) -> Option<NodeId> {
         let hopeful = |r: &&Replica| match r.state {
             ReplicaState::Creating | ReplicaState::Ready => !r.leaving && !gone.contains(&r.node),
             ReplicaState::Failed | ReplicaState::Deleting => false,
@@ -186,8 +225,15 @@ impl<'s> View<'s> {
             return None;
         }
         let apart_from = self.replicas().filter(hopeful).map(|r| r.node).collect();
-        let node = self.place(apart_from, free)?;
-        Some(Action::Add { volume: self.volume.volume, node })
+        self.place(apart_from, free)
+    }
+
+    /// An engine is needed on `node`, and nobody has one.
+    fn tend(self, node: NodeId, gone: &[NodeId], free: &Free) -> Option<Action> {
+        let Volume { volume, epoch, attachment, .. } = *self.volume;
+        let needed = attachment == Attachment::Detached
+            && (self.replicas().any(|r| self.fillable(r)) || self.missing(gone, free).is_some());
+        needed.then_some(Action::Tend { volume, node, epoch })
     }
 
     /// The node where the volume is attached, if that is up.
@@ -245,7 +291,9 @@ impl<'s> View<'s> {
 
     /// One replica after the other moves to a pool of the class that is wanted, if there is one.
     fn change_class(self, free: &Free) -> Option<Action> {
-        self.holder()?;
+        if self.holder().is_none() && self.volume.attachment != Attachment::Detached {
+            return None;
+        }
         let wrong = |r: &&Replica| self.stays(r) && !self.of_class(r);
         let Replica { replica: from, .. } = *self.replicas().find(wrong)?;
         let apart = self.replicas().filter(|r| r.replica != from).map(|r| r.node).collect();

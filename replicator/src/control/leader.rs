@@ -225,13 +225,31 @@ async fn declare_lost(node: &Node, lost: NodeId) -> Ended {
     command(node, Command::NodeLost { node: lost }).await
 }
 
-/// Adds, moves or gives up a replica, if that is still due in a state that is surely this leader's (R6).
-async fn replace_replica(node: &Node, action: replace::Action) -> Ended {
+/// Adds, moves, fills or gives up a replica, if that is still due in a state that is surely this leader's (R6).
+async fn replace_replica(node: &Arc<Node>, action: replace::Action) -> Ended {
     if !is_current(node).await || !node.roll.replacements(&node.meta.state()).contains(&action) {
         return Ended::Again;
     }
     tracing::info!(node = %node.config.node, ?action, "replacing a replica");
-    command(node, action.command(super::new_replica)).await
+    match action {
+        replace::Action::Tend { volume, node: at, .. } => tend(node, volume, at).await,
+        action => match action.command(super::new_replica) {
+            Some(order) => command(node, order).await,
+            None => Ended::Done,
+        },
+    }
+}
+
+/// Has the node `at` begin to fill the replicas of a volume that nobody has attached.
+async fn tend(node: &Arc<Node>, volume: VolumeId, at: NodeId) -> Ended {
+    match timeout(FILL, super::snapshots::have_tended(node, volume, at)).await {
+        Ok(Ok(())) => Ended::Done,
+        Ok(Err(status)) => {
+            tracing::info!(%volume, node = %at, error = status.message(), "nobody fills its replicas yet");
+            Ended::Refused
+        }
+        Err(_) => Ended::Refused,
+    }
 }
 
 /// Has the node `at` fill a new volume; that may take much longer than the answer is waited for.

@@ -8,6 +8,7 @@ use client::api::peer_server::Peer;
 use client::api::{
     FillVolumeRequest, FillVolumeResponse, HeartbeatRequest, HeartbeatResponse, ProposeRequest,
     ProposeResponse, RaftMessage, RaftResponse, TakeSnapshotRequest, TakeSnapshotResponse,
+    TendVolumeRequest, TendVolumeResponse, YieldVolumeRequest, YieldVolumeResponse,
 };
 use core::net::SocketAddr;
 use core::str::FromStr;
@@ -117,6 +118,22 @@ impl Peer for PeerService {
     ) -> Result<Response<FillVolumeResponse>, Status> {
         attach::fill(&self.0, id("volume_id", &request.into_inner().volume_id)?).await?;
         Ok(Response::new(FillVolumeResponse {}))
+    }
+
+    async fn tend_volume(
+        &self,
+        request: Request<TendVolumeRequest>,
+    ) -> Result<Response<TendVolumeResponse>, Status> {
+        attach::tend(&self.0, id("volume_id", &request.into_inner().volume_id)?).await?;
+        Ok(Response::new(TendVolumeResponse {}))
+    }
+
+    async fn yield_volume(
+        &self,
+        request: Request<YieldVolumeRequest>,
+    ) -> Result<Response<YieldVolumeResponse>, Status> {
+        self.0.attachments.want(id("volume_id", &request.into_inner().volume_id)?);
+        Ok(Response::new(YieldVolumeResponse {}))
     }
 }
 

@@ -107,6 +107,7 @@ async fn have_taken(
     volume: VolumeId,
     snapshot: SnapshotId,
 ) -> Result<(), Status> {
+    attach::reclaim(node, volume).await;
     let state = node.meta.state();
     let record = state.volumes.get(&volume);
     let at = record.and_then(|record| taker(&state, record)).ok_or_else(|| {
@@ -134,7 +135,19 @@ pub(super) async fn have_filled(
     peer(node, at, FILL)?.fill_volume(&volume.to_string()).await.map_err(status)
 }
 
-fn peer(node: &Node, at: NodeId, deadline: Duration) -> Result<Client, Status> {
+/// Has `at` begin to fill the replicas of `volume`.
+pub(super) async fn have_tended(
+    node: &Arc<Node>,
+    volume: VolumeId,
+    at: NodeId,
+) -> Result<(), Status> {
+    if at == node.config.node {
+        return attach::tend(node, volume).await;
+    }
+    peer(node, at, FILL)?.tend_volume(&volume.to_string()).await.map_err(status)
+}
+
+pub(super) fn peer(node: &Node, at: NodeId, deadline: Duration) -> Result<Client, Status> {
     let state = node.meta.state();
     let address = state.nodes.get(&at).map(|record| record.control_address.parse::<SocketAddr>());
     match address {

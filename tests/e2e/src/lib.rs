@@ -11,7 +11,6 @@ use client::api::{CreateVolumeRequest, Volume};
 use lab::layout::Layout;
 use lab::{Lab, Plan, daemons, down};
 use nix::sched::{CloneFlags, setns};
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -86,10 +85,16 @@ pub async fn lab_with_machines(
     nodes: u64,
     machines: impl IntoIterator<Item = u64>,
 ) -> Result<TestLab> {
-    let turn = ONE_AT_A_TIME.lock().await;
-    let mut lab = up(nodes, machines.into_iter().collect()).await?;
-    lab._turn = Some(turn);
-    Ok(lab)
+    let machines = machines.into_iter().collect();
+    in_turn(Plan { machines, ..plan(nodes) }).await
+}
+
+/// As [`lab`]; copies on nodes that were lost for so long are replaced.
+///
+/// # Errors
+/// If it does not come up.
+pub async fn lab_that_replaces(nodes: u64, after_seconds: u64) -> Result<TestLab> {
+    in_turn(Plan { replace_after_seconds: Some(after_seconds), ..plan(nodes) }).await
 }
 
 /// A lab beside others of the same test.
@@ -97,11 +102,21 @@ pub async fn lab_with_machines(
 /// # Errors
 /// If it does not come up.
 pub async fn lab_beside(nodes: u64) -> Result<TestLab> {
-    up(nodes, BTreeSet::new()).await
+    up(plan(nodes)).await
 }
 
-async fn up(nodes: u64, machines: BTreeSet<u64>) -> Result<TestLab> {
-    let plan = Plan { pool_bytes: 4 << 30, machines, ..Plan::new(fresh_dir(), nodes) };
+fn plan(nodes: u64) -> Plan {
+    Plan { pool_bytes: 4 << 30, ..Plan::new(fresh_dir(), nodes) }
+}
+
+async fn in_turn(plan: Plan) -> Result<TestLab> {
+    let turn = ONE_AT_A_TIME.lock().await;
+    let mut lab = up(plan).await?;
+    lab._turn = Some(turn);
+    Ok(lab)
+}
+
+async fn up(plan: Plan) -> Result<TestLab> {
     match Lab::up(&plan).await {
         Ok(lab) => Ok(TestLab { lab, _turn: None }),
         Err(error) => {

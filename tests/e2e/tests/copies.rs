@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use client::Client;
-use client::api::ModifyVolumeRequest;
-use e2e::{Stamped, Stamper, TestLab, eventually, lab, volume};
+use client::api::{ModifyVolumeRequest, MoveReplicaRequest, Volume};
+use e2e::{Stamped, Stamper, TestLab, eventually, lab, lab_that_replaces, volume};
 use lab::exec::run;
 use lab::rpc;
 use proto::csi::ControllerModifyVolumeRequest;
@@ -179,4 +179,77 @@ async fn a_copy_moves_while_the_volume_is_in_use_and_has_its_copies_at_every_mom
         assert!(error.contains(part), "{arguments:?}: {error}");
     }
     used.end(2).await;
+}
+
+/// Nobody uses the volume: its copies are brought up to what it wants all the same, and whoever wants to
+/// use it meanwhile need not wait for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_of_a_detached_volume_are_replaced_moved_and_resynced() {
+    const REPLACE_AFTER: u64 = 5;
+    let lab = lab_that_replaces(4, REPLACE_AFTER).await.unwrap();
+    let id = volume(&lab, "idle", 1 << 30).await.unwrap().volume_id;
+    let local = lab.local_client(1).unwrap();
+    let device = PathBuf::from(local.attach_volume(&id, "").await.unwrap().device);
+    let stamper = Stamper::start(&device, BLOCKS, Stamped::default()).unwrap();
+    eventually("some writes", || async { Ok(stamper.writes() > 3_000) }).await.unwrap();
+    let stamped = stamper.stop().unwrap();
+    local.detach_volume(&id).await.unwrap();
+
+    let client = lab.client(1).unwrap();
+    let settled = async |nodes: &[u64]| {
+        eventually(&format!("copies on {nodes:?} and nowhere else"), || async {
+            let Ok(volume) = client.get_volume(&id).await else { return Ok(false) };
+            let mut found: Vec<u64> = volume.replicas.iter().map(|r| r.node).collect();
+            found.sort_unstable();
+            Ok(found == nodes && volume.replicas.iter().all(|r| r.in_sync) && !volume.degraded)
+        })
+        .await
+        .unwrap();
+    };
+    settled(&[1, 2]).await;
+    let order = async |from, to| {
+        let request = MoveReplicaRequest { volume_id: id.clone(), from, to };
+        client.move_replica(request).await.unwrap();
+    };
+    order(2, 3).await;
+    settled(&[1, 3]).await;
+    lab.crash(3).unwrap();
+    let gone = async || {
+        let volume = client.get_volume(&id).await;
+        // What it has is deleted when it is back.
+        let good = |v: &Volume| v.replicas.iter().filter(|r| r.node != 3 && r.in_sync).count();
+        Ok(volume.is_ok_and(|v| good(&v) == 2 && !v.degraded))
+    };
+    eventually("the copy of a lost node is replaced", gone).await.unwrap();
+    lab.start(3).unwrap();
+    lab.wait_ready([3]).await.unwrap();
+    let forgotten = async || {
+        let volume = client.get_volume(&id).await;
+        Ok(volume.is_ok_and(|v| v.replicas.iter().all(|r| r.node != 3)))
+    };
+    eventually("what it had is deleted", forgotten).await.unwrap();
+
+    // Somebody comes while a copy is being filled.
+    let volume = client.get_volume(&id).await.unwrap();
+    let other = volume.replicas.iter().find(|r| r.node != 1).unwrap().node;
+    order(1, 3).await;
+    eventually("a copy that is not in sync", || async {
+        let volume = client.get_volume(&id).await?;
+        let filling = volume.replicas.iter().any(|r| r.node == 3 && r.standing == "rebuilding");
+        Ok(filling || volume.replicas.iter().any(|r| r.node == 3 && r.in_sync))
+    })
+    .await
+    .unwrap();
+    let user = lab.local_client(2).unwrap();
+    let begun = Instant::now();
+    let device = PathBuf::from(user.attach_volume(&id, "").await.unwrap().device);
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    stamped.check(&device).unwrap();
+    let mut nodes = vec![other, 3];
+    nodes.sort_unstable();
+    settled(&nodes).await;
+    let compared = user.compare_replicas(&id).await.unwrap();
+    assert_eq!((compared.different_blocks, compared.replicas), (0, 2));
+    user.detach_volume(&id).await.unwrap();
+    client.delete_volume(&id).await.unwrap();
 }

@@ -53,23 +53,27 @@ impl Cluster {
         let on = |cluster: &Self, id| cluster.state.volumes[&VOLUME].replicas[&id].node;
         match action {
             Action::Add { node, .. } => {
-                self.done(action.command(new));
+                self.done(action.command(new).unwrap());
                 format!("add on {node}")
             }
             Action::Move { from, node, .. } => {
                 let at = on(self, from);
-                self.done(action.command(new));
+                self.done(action.command(new).unwrap());
                 format!("move from {at} to {node}")
             }
             Action::Remove { replica, .. } => {
                 let at = on(self, replica);
-                self.done(action.command(new));
+                self.done(action.command(new).unwrap());
                 format!("remove from {at}")
             }
             Action::Release { replica, .. } => {
                 let at = on(self, replica);
-                self.done(action.command(new));
+                self.done(action.command(new).unwrap());
                 format!("release from {at}")
+            }
+            Action::Tend { node, epoch, .. } => {
+                assert_eq!(epoch, self.state.volumes[&VOLUME].epoch);
+                format!("tend on {node}")
             }
         }
     }
@@ -143,18 +147,75 @@ fn a_replacement_that_is_lost_or_fails_is_replaced_too() {
 }
 
 #[test]
-fn nothing_is_done_where_nothing_good_can_come_of_it() {
-    // Nobody has the volume attached: nobody could copy.
+fn a_detached_volume_is_tended_where_an_engine_has_something_to_fill() {
     let mut cluster = attached(2);
-    let (epoch, instance) = (cluster.state.volumes[&VOLUME].epoch, crate::testing::ENGINE);
-    cluster.done(Command::Detach { volume: VOLUME, epoch, instance, clean: true });
+    cluster.detach();
+    assert_eq!(cluster.next(&[]), "nothing");
     cluster.lose(2);
-    assert_eq!(cluster.next(&[2]), "nothing");
-    // It is attached again, and goes on from there.
+    assert_eq!(cluster.next(&[]), "nothing", "its time is not over");
+    assert_eq!(cluster.next(&[2]), "tend on 1");
+    assert!(tended(&cluster.state, VOLUME), "an engine would have to wait for the new replica");
     cluster.attach(1);
     cluster.shrink(2);
     assert_eq!(cluster.next(&[2]), "add on 3");
+    assert!(!tended(&cluster.state, VOLUME), "it is being made");
+    // The engine ends too early: there is one to be filled.
+    cluster.detach();
+    assert_eq!(cluster.next(&[2]), "tend on 1");
+    cluster.ready(3);
+    assert_eq!(cluster.next(&[2]), "tend on 1");
+    cluster.attach(1);
+    assert!(!tended(&cluster.state, VOLUME), "it is being filled");
+    cluster.grow(3);
+    assert!(tended(&cluster.state, VOLUME));
+    cluster.detach();
+    assert_eq!(cluster.next(&[2]), "remove from 2");
+    assert_eq!(cluster.next(&[2]), "nothing");
+}
 
+#[test]
+fn a_detached_volume_is_not_tended_in_vain() {
+    // One that came back out of date can be filled, one that is away cannot.
+    let mut cluster = attached(2);
+    cluster.lose(2);
+    cluster.shrink(2);
+    cluster.detach();
+    assert_eq!(cluster.next(&[]), "nothing", "its time is not over");
+    cluster.done(Command::RegisterNode(info(2)));
+    assert_eq!(cluster.next(&[]), "tend on 1");
+    cluster.lose(1);
+    assert_eq!(cluster.next(&[]), "nothing", "nothing to fill it from");
+
+    // No node for another one.
+    let mut cluster = attached(3);
+    cluster.lose(4);
+    cluster.failed(3);
+    cluster.shrink(3);
+    cluster.detach();
+    assert_eq!(cluster.next(&[4]), "nothing");
+
+    // It is attached where nobody is: the fence comes first, then its user.
+    let mut cluster = attached(2);
+    cluster.failed(2);
+    cluster.shrink(2);
+    cluster.lose(1);
+    assert_eq!(cluster.next(&[]), "nothing");
+}
+
+#[test]
+fn a_copy_of_a_detached_volume_moves_to_the_class_that_is_wanted() {
+    let mut cluster = attached(2);
+    cluster.detach();
+    cluster.done(Command::RegisterNode(NodeInfo { class: Some(PoolClass::High), ..info(3) }));
+    let class = Some(Some(PoolClass::High));
+    cluster.done(Command::ModifyVolume { volume: VOLUME, repl: None, class });
+    let first = cluster.next(&[]);
+    assert!(["move from 1 to 3", "move from 2 to 3"].contains(&first.as_str()), "{first}");
+    assert!(cluster.next(&[]).starts_with("tend on "));
+}
+
+#[test]
+fn nothing_is_done_where_nothing_good_can_come_of_it() {
     // Its holder is lost: the fence comes first.
     let mut cluster = attached(2);
     cluster.lose(1);

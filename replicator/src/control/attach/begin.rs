@@ -1,13 +1,13 @@
 //! Attaching (R2).
 
 use super::device::Device;
-use super::{Frontend, Local, describe, end};
+use super::{Frontend, Local, describe, end, tend};
 use crate::control::Node;
 use crate::control::status::{CommandError, data_status};
 use client::api;
 use core::time::Duration;
 use engine::IsrView;
-use metadata::{Command, Done, Volume};
+use metadata::{Command, Done, Refused, Volume};
 use policy::attachment::{AfterRefusal, LOOK_AGAIN, after_refusal, is_ours, members, situation};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -192,6 +192,9 @@ async fn begin_epoch(
         match after_refusal(&refused) {
             AfterRefusal::LookAgain if Instant::now() < deadline => continue,
             AfterRefusal::Wait => {
+                if let Refused::HeldInternally { node: holder, .. } = refused {
+                    tend::ask_back(node, volume, holder).await;
+                }
                 tracing::info!(node = %node.config.node, %volume, reason = %refused, "attach waits");
             }
             _ => return Err(CommandError::Refused(refused).into()),

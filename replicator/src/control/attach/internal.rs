@@ -27,32 +27,46 @@ const LOOK: Duration = Duration::from_secs(2);
 
 /// An engine that runs without a device; it must be [stopped](Internal::stop) and
 /// [released](Internal::release).
-struct Internal<'n> {
+pub(super) struct Internal<'n> {
     node: &'n Node,
     volume: VolumeId,
     epoch: Epoch,
     instance: EngineInstance,
     /// Nobody else changes the attachment meanwhile.
-    _operation: Operation,
+    operation: Operation,
 }
 
 impl<'n> Internal<'n> {
-    async fn begin(node: &'n Node, volume: VolumeId, operation: Operation) -> Result<Self, Status> {
+    pub(super) async fn begin(
+        node: &'n Node,
+        volume: VolumeId,
+        operation: Operation,
+    ) -> Result<Self, Status> {
         let instance = EngineInstance(Uuid::new_v4());
         let epoch = admit(node, volume, instance, &Purpose::Internal).await?;
         if let Err(status) = activate(node, volume, epoch, instance, &Purpose::Internal).await {
             end::give_up(node, volume, epoch, instance).await;
             return Err(status);
         }
-        Ok(Self { node, volume, epoch, instance, _operation: operation })
+        Ok(Self { node, volume, epoch, instance, operation })
+    }
+
+    /// Completes when somebody else wants the volume.
+    pub(super) async fn wanted(&self) {
+        self.operation.wanted().await;
+    }
+
+    /// Whether the record still grants the volume to this engine.
+    pub(super) fn is_ours(&self) -> bool {
+        is_ours(&self.node.meta.state(), self.volume, self.epoch, self.instance)
     }
 
     /// Flushes, seals and closes; returns whether that was clean on every in-sync replica.
-    async fn stop(&self) -> bool {
+    pub(super) async fn stop(&self) -> bool {
         end::tear_down(self.node, self.volume).await.is_some_and(|(_, _, clean)| clean)
     }
 
-    async fn release(self, clean: bool) {
+    pub(super) async fn release(self, clean: bool) {
         let here = Some((self.epoch, self.instance, clean));
         // If nobody answers, `release_dead` does it, or a fence.
         if let Err(status) = end::release(self.node, self.volume, here).await {
@@ -102,7 +116,7 @@ async fn take(node: &Node, volume: VolumeId, snapshot: SnapshotId) -> Result<(),
     Ok(())
 }
 
-fn internally(node: &Node, volume: VolumeId) -> Result<Operation, Status> {
+pub(super) fn internally(node: &Node, volume: VolumeId) -> Result<Operation, Status> {
     node.attachments.begin_as(volume, On::Internal).map_err(|_| super::in_flight(volume))
 }
 

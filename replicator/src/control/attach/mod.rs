@@ -4,7 +4,8 @@
 //! record in the applied state rules, and an attachment that it does not know (any more) is failed
 //! at once, so that nothing is served under a superseded epoch (promise 3).
 //!
-//! Some attachments have no device: `internal` takes snapshots of detached volumes and fills new ones.
+//! Some attachments have no device: `internal` takes snapshots of detached volumes and fills new ones, `tend`
+//! brings replicas of detached volumes up to date.
 //!
 //! A kernel device outlives the daemon that served it (R14): `keeper` has its descriptor kept, or the
 //! kernel keeps it (`kernel_nbd`); `resume` takes it over.
@@ -16,6 +17,7 @@ mod internal;
 mod keeper;
 mod kernel_nbd;
 mod resume;
+mod tend;
 mod watch;
 
 pub(super) use begin::attach;
@@ -25,6 +27,7 @@ pub use keeper::Keeper;
 pub(super) use keeper::{Inherited, guard, inherit};
 pub(super) use kernel_nbd::relink;
 pub(super) use resume::{claim, resume};
+pub(super) use tend::{reclaim, tend};
 pub(super) use watch::follow;
 
 use super::Node;
@@ -87,13 +90,21 @@ pub struct Attachments {
 enum On {
     /// Somebody who waits for its answer.
     Request,
-    /// A snapshot or a filling: others may wait for its end.
+    /// A snapshot, a filling or tending: others may wait for its end.
     Internal,
+}
+
+/// An operation under way.
+#[derive(Debug)]
+struct Running {
+    on: On,
+    /// Somebody waits for its end.
+    wanted: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
 struct Busy {
-    volumes: Mutex<BTreeMap<VolumeId, On>>,
+    volumes: Mutex<BTreeMap<VolumeId, Running>>,
     freed: Notify,
 }
 
@@ -102,6 +113,14 @@ struct Busy {
 pub(super) struct Operation {
     volume: VolumeId,
     busy: Arc<Busy>,
+    wanted: Arc<Notify>,
+}
+
+impl Operation {
+    /// Completes when somebody waits for its end, who may have come before.
+    async fn wanted(&self) {
+        self.wanted.notified().await;
+    }
 }
 
 impl Drop for Operation {
@@ -112,7 +131,7 @@ impl Drop for Operation {
 }
 
 impl Busy {
-    fn volumes(&self) -> MutexGuard<'_, BTreeMap<VolumeId, On>> {
+    fn volumes(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Running>> {
         self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -142,9 +161,22 @@ impl Attachments {
             freed.as_mut().enable();
             match self.begin_as(volume, On::Request) {
                 Ok(operation) => return Ok(operation),
-                Err(On::Internal) if timeout_at(deadline, freed).await.is_ok() => {}
-                Err(_) => return Err(in_flight(volume)),
+                Err(On::Internal) => {
+                    self.want(volume);
+                    if timeout_at(deadline, freed).await.is_err() {
+                        return Err(in_flight(volume));
+                    }
+                }
+                Err(On::Request) => return Err(in_flight(volume)),
             }
+        }
+    }
+
+    /// Somebody waits for the end of what this node does with `volume` by itself, if it does anything:
+    /// what can be gone on with later ends now.
+    pub(super) fn want(&self, volume: VolumeId) {
+        if let Some(running) = self.busy.volumes().get(&volume) {
+            running.wanted.notify_one();
         }
     }
 
@@ -152,10 +184,11 @@ impl Attachments {
     fn begin_as(&self, volume: VolumeId, on: On) -> Result<Operation, On> {
         let mut volumes = self.busy.volumes();
         if let Some(other) = volumes.get(&volume) {
-            return Err(*other);
+            return Err(other.on);
         }
-        volumes.insert(volume, on);
-        Ok(Operation { volume, busy: Arc::clone(&self.busy) })
+        let wanted = Arc::new(Notify::new());
+        volumes.insert(volume, Running { on, wanted: Arc::clone(&wanted) });
+        Ok(Operation { volume, busy: Arc::clone(&self.busy), wanted })
     }
 
     /// Volumes attached (or being attached) here.

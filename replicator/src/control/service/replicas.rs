@@ -82,12 +82,6 @@ impl ControlService {
                 )));
             }
         };
-        let metadata::Attachment::Attached { .. } = record.attachment else {
-            return Err(Status::failed_precondition(format!(
-                "volume {volume} is {}: only an attached volume can be copied; attach it first",
-                record.attachment.as_str()
-            )));
-        };
         let to = match to {
             Some(to) => to,
             None => {

@@ -2,6 +2,7 @@
 
 use super::validate::WantedSource;
 use super::{ControlService, validate};
+use crate::control::attach;
 use crate::control::leader::Own;
 use crate::control::snapshots::{Wanted, take};
 use crate::control::status::{CommandError, invalid, refused_status};
@@ -157,6 +158,7 @@ impl ControlService {
 
     pub(super) async fn delete(&self, volume: VolumeId) -> Result<(), Status> {
         self.leader_state().await?;
+        attach::reclaim(&self.0, volume).await;
         self.0.proposer.propose(Command::DeleteVolume { volume }, COMMAND).await?;
         let meta = &self.0.meta;
         let freed = self.until(volume, NODES, |record| {

@@ -321,12 +321,12 @@ fn a_volume_gets_the_copies_that_it_is_changed_to() {
 }
 
 #[test]
-fn copies_are_released_without_an_engine_too_but_only_added_with_one() {
+fn copies_are_released_without_an_engine_too_but_only_filled_by_one() {
     let mut cluster = attached(2);
     let (epoch, instance) = (cluster.state.volumes[&VOLUME].epoch, crate::testing::ENGINE);
     cluster.done(Command::Detach { volume: VOLUME, epoch, instance, clean: true });
     cluster.modify(Some(3), None);
-    assert_eq!(cluster.next(&[]), "nothing");
+    assert_eq!(cluster.next(&[]), "tend on 1");
     cluster.modify(Some(1), None);
     assert_eq!(cluster.next(&[]), "release from 1");
     assert_eq!(cluster.next(&[]), "nothing");

@@ -434,11 +434,26 @@ mod tests {
         assert!(blocks.held(0, Content::Torn([2, 3, 4, 2, 2, 2, 2, 2])).is_ok());
         assert!(read(&mut blocks, 3).is_ok());
         assert!(read(&mut blocks, 2).is_err() && read(&mut blocks, 4).is_err(), "chosen once");
-        blocks.read_begins(99);
         write(&mut blocks, 5, 2);
         blocks.write_ends(5, true, false);
-        assert!(blocks.read_finds(99, 0, Content::Torn([2, 3, 4, 2, 2, 2, 2, 2])).is_ok());
-        blocks.read_ends(99);
         assert!(blocks.held(0, Content::Torn([2, 3, 4, 2, 2, 2, 2, 2])).is_err());
+    }
+
+    #[test]
+    fn a_torn_block_is_whole_for_reads_that_begin_after_it_was_rewritten() {
+        const TORN: Content = Content::Torn([1, 2, 1, 1, 1, 1, 1, 2]);
+        let mut blocks = Blocks::default();
+        blocks.activated(Epoch(1));
+        write(&mut blocks, 1, 1);
+        blocks.write_ends(1, true, true);
+        write(&mut blocks, 2, 1);
+        blocks.lose();
+        blocks.activated(Epoch(2));
+        blocks.read_begins(7);
+        write(&mut blocks, 3, 2);
+        blocks.write_ends(3, true, false);
+        blocks.read_begins(8);
+        assert!(blocks.read_finds(7, 0, TORN).is_ok());
+        assert!(blocks.read_finds(8, 0, TORN).is_err());
     }
 }

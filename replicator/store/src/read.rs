@@ -4,7 +4,9 @@
 //! writes and syncs, after which nobody knows what the disk holds. After a failed read the data may
 //! still be readable, and the engine has another copy.
 
-use types::{BLOCK, Buf, BufMut, HASH_BLOCK, MAX_IO, SnapshotId, Tag, crc32c, in_bounds};
+use types::{
+    BLOCK, Buf, BufMut, HASH_BLOCK, MAX_IO, SnapshotId, Tag, content_hash, crc32c, in_bounds,
+};
 use wire::{Reply, WireError};
 
 use crate::api::{Event, Output, SessionId};
@@ -240,8 +242,8 @@ impl Store {
     }
 
     fn zero_hash(&self, bytes: u64) -> u32 {
-        let zeros = [0; BLOCK as usize];
-        (0..bytes / BLOCK).fold(0, |crc, _| types::crc32c_append(crc, &zeros))
+        static ZEROS: [u8; HASH_BLOCK as usize] = [0; HASH_BLOCK as usize];
+        content_hash(&ZEROS[..bytes as usize])
     }
 
     fn set_hash(&mut self, key: Key, block: u32, hash: u32) {
@@ -265,8 +267,8 @@ impl Store {
         op.io -= 1;
         let OpKind::Hash { offset, .. } = op.kind else { return };
         let from = offset + u64::from(block) * HASH_BLOCK;
-        if let Some((_, crc)) = self.check_read(key, from, (at, len, began), done, out) {
-            self.set_hash(key, block, crc);
+        if let Some((data, _)) = self.check_read(key, from, (at, len, began), done, out) {
+            self.set_hash(key, block, content_hash(data.as_slice()));
         }
         self.continue_hash(key, out);
     }

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use store::{Admin, Input, SessionId};
-use types::{BufMut, Epoch, Era, SnapshotId, Tag, crc32c};
+use types::{BufMut, Epoch, Era, SnapshotId, Tag, content_hash, crc32c};
 use wire::{Reply, Request, Role, SealInfo, WireError};
 
 use crate::disk::Rng;
@@ -196,7 +196,7 @@ impl Model {
                         .zip(first..)
                         .flat_map(|(content, block)| block_bytes(n, block, content))
                         .collect();
-                    assert_eq!(crc32c(&bytes), hash);
+                    assert_eq!(content_hash(&bytes), hash);
                 }
             }
             (Pending::Flush { last, seal, close }, Reply::Done) => {

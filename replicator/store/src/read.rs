@@ -4,9 +4,7 @@
 //! writes and syncs, after which nobody knows what the disk holds. After a failed read the data may
 //! still be readable, and the engine has another copy.
 
-use types::{
-    BLOCK, Buf, BufMut, HASH_BLOCK, MAX_IO, SnapshotId, Tag, content_hash, crc32c, in_bounds,
-};
+use types::{Buf, BufMut, HASH_BLOCK, MAX_IO, SnapshotId, Tag, content_hash, crc32c, in_bounds};
 use wire::{Reply, WireError};
 
 use crate::api::{Event, Output, SessionId};

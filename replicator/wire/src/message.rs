@@ -194,7 +194,7 @@ pub enum Reply {
         /// First region index not covered by this answer.
         next: Option<u32>,
     },
-    /// To [`Request::Hash`]: one CRC32C per 64 KiB block, the last one of a shorter tail if any.
+    /// To [`Request::Hash`]: one [`types::content_hash`] per 64 KiB block, the last one of a shorter tail if any.
     Hashes(Vec<u32>),
     /// To [`Request::Snapshots`], oldest first.
     Snapshots(Vec<HeldSnapshot>),

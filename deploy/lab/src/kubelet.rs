@@ -5,8 +5,8 @@ use crate::layout::Layout;
 use crate::rpc;
 use anyhow::{Context as _, Result, bail};
 use proto::csi::{
-    CapacityRange, CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest,
-    DeleteVolumeRequest, NodeGetInfoRequest, NodePublishVolumeRequest, NodeStageVolumeRequest,
+    CapacityRange, CreateSnapshotRequest, CreateVolumeRequest, DeleteVolumeRequest,
+    NodeGetInfoRequest, NodePublishVolumeRequest, NodeStageVolumeRequest,
     NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, Topology, TopologyRequirement, Volume,
     VolumeCapability, VolumeContentSource,
     controller_client::ControllerClient,
@@ -60,10 +60,12 @@ pub fn mounted(fs_type: &str) -> VolumeCapability {
     }
 }
 
-/// Calls again what fails, with kubelet's pauses; returns how often it was called.
+/// Calls again what fails in a way that `later` takes for a passing one, with kubelet's pauses; returns how
+/// often it was called.
 async fn retried<T, F>(
     what: &str,
     patience: Duration,
+    later: impl Fn(&anyhow::Error) -> bool,
     mut call: impl FnMut() -> F,
 ) -> Result<(u32, T)>
 where
@@ -76,7 +78,7 @@ where
             Ok(answer) => return Ok((calls, answer)),
             Err(error) => error,
         };
-        if Instant::now() + pause >= end {
+        if !later(&error) || Instant::now() + pause >= end {
             return Err(error.context(format!("{what}, {calls} calls")));
         }
         tracing::info!(calls, "{what} failed, again in {pause:?}: {error:#}");
@@ -86,10 +88,9 @@ where
     }
 }
 
-/// One call, within [`CALL_LIMIT`].
-async fn limited<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
-    let late = |_| Status::deadline_exceeded(format!("no answer within {CALL_LIMIT:?}"));
-    timeout(CALL_LIMIT, call).await.map_err(late)?
+/// Whether the sidecars call again at once: nothing is wrong, it is only not there yet.
+fn is_not_ready(error: &anyhow::Error) -> bool {
+    code(error).is_none_or(|code| matches!(code, Code::Unavailable | Code::Aborted))
 }
 
 impl Kubelet {
@@ -104,7 +105,7 @@ impl Kubelet {
     /// # Errors
     /// If the plugin refuses.
     pub async fn create_volume(&self, claim: &Claim) -> Result<Volume> {
-        self.create(claim, None).await.map_err(anyhow::Error::from)
+        self.create(claim, None).await
     }
 
     /// As [`Self::create_volume`], with what is in a snapshot; called again while it is being copied.
@@ -119,7 +120,8 @@ impl Kubelet {
     ) -> Result<Volume> {
         let snapshot = SnapshotSource { snapshot_id: snapshot_id.into() };
         let source = VolumeContentSource { r#type: Some(SourceType::Snapshot(snapshot)) };
-        self.again(patience, || self.create(claim, Some(source.clone()))).await
+        let create = || self.create(claim, Some(source.clone()));
+        retried("CreateVolume", patience, is_not_ready, create).await.map(|(_, volume)| volume)
     }
 
     /// CreateSnapshot, called again while it cannot be taken; returns its id.
@@ -137,81 +139,40 @@ impl Kubelet {
             name: name.into(),
             ..CreateSnapshotRequest::default()
         };
-        self.again(patience, || async {
+        let take = || async {
             let mut controller = self.controller().await?;
-            let answer = limited(controller.create_snapshot(request.clone())).await?;
+            let answer = timeout(CALL_LIMIT, controller.create_snapshot(request.clone())).await??;
             let snapshot = answer.into_inner().snapshot.unwrap_or_default();
             if snapshot.ready_to_use {
                 return Ok(snapshot.snapshot_id);
             }
-            Err(Status::unavailable("the snapshot is not ready to use"))
-        })
-        .await
+            Err(Status::unavailable("the snapshot is not ready to use").into())
+        };
+        retried("CreateSnapshot", patience, is_not_ready, take).await.map(|(_, id)| id)
     }
 
-    /// Has a snapshot deleted.
-    ///
-    /// # Errors
-    /// If the plugin refuses.
-    pub async fn delete_snapshot(&self, snapshot_id: &str) -> Result<()> {
-        let mut controller = self.controller().await?;
-        let request =
-            DeleteSnapshotRequest { snapshot_id: snapshot_id.into(), ..Default::default() };
-        limited(controller.delete_snapshot(request)).await?;
-        Ok(())
+    async fn controller(&self) -> Result<ControllerClient<Channel>> {
+        rpc::csi_controller(&self.layout, self.controller_node).await
     }
 
-    async fn controller(&self) -> Result<ControllerClient<Channel>, Status> {
-        let controller = rpc::csi_controller(&self.layout, self.controller_node).await;
-        controller.map_err(|error| Status::unavailable(format!("{error:#}")))
-    }
-
-    /// Calls again what is not ready, as the sidecars do.
-    async fn again<T, F>(&self, patience: Duration, mut call: impl FnMut() -> F) -> Result<T>
-    where
-        F: Future<Output = Result<T, Status>>,
-    {
-        let end = Instant::now() + patience;
-        let mut pause = FIRST_RETRY;
-        loop {
-            let status = match call().await {
-                Ok(answer) => return Ok(answer),
-                Err(status) => status,
-            };
-            let later = matches!(status.code(), Code::Unavailable | Code::Aborted);
-            if !later || Instant::now() + pause >= end {
-                return Err(status.into());
-            }
-            sleep(pause).await;
-            pause *= 2;
-        }
-    }
-
-    async fn create(
-        &self,
-        claim: &Claim,
-        source: Option<VolumeContentSource>,
-    ) -> Result<Volume, Status> {
+    async fn create(&self, claim: &Claim, source: Option<VolumeContentSource>) -> Result<Volume> {
         let mut parameters = claim.parameters.clone();
         parameters.insert("csi.storage.k8s.io/fstype".into(), claim.fs_type.clone());
         let request = CreateVolumeRequest {
             name: claim.name.clone(),
             capacity_range: Some(CapacityRange {
-                required_bytes: i64::try_from(claim.size).unwrap_or(i64::MAX),
+                required_bytes: i64::try_from(claim.size)?,
                 limit_bytes: 0,
             }),
             volume_capabilities: vec![mounted(&claim.fs_type)],
             parameters,
-            accessibility_requirements: self
-                .topology(claim.node)
-                .await
-                .map_err(|error| Status::unavailable(format!("{error:#}")))?,
+            accessibility_requirements: self.topology(claim.node).await?,
             volume_content_source: source,
             ..CreateVolumeRequest::default()
         };
         let mut controller = self.controller().await?;
-        let answer = limited(controller.create_volume(request)).await?.into_inner();
-        answer.volume.ok_or_else(|| Status::internal("CreateVolume answered without a volume"))
+        let answer = timeout(CALL_LIMIT, controller.create_volume(request)).await??;
+        answer.into_inner().volume.context("CreateVolume answered without a volume")
     }
 
     /// Has a volume deleted.
@@ -221,7 +182,7 @@ impl Kubelet {
     pub async fn delete_volume(&self, volume_id: &str) -> Result<()> {
         let mut controller = self.controller().await?;
         let request = DeleteVolumeRequest { volume_id: volume_id.into(), ..Default::default() };
-        limited(controller.delete_volume(request)).await?;
+        timeout(CALL_LIMIT, controller.delete_volume(request)).await??;
         Ok(())
     }
 
@@ -266,7 +227,7 @@ impl Kubelet {
     ) -> Result<u32> {
         let what = format!("NodeStageVolume on node {node}");
         let stage = || self.stage_once(node, volume, fs_type);
-        retried(&what, patience, stage).await.map(|(calls, ())| calls)
+        retried(&what, patience, |_| true, stage).await.map(|(calls, ())| calls)
     }
 
     /// NodeStageVolume and NodePublishVolume with kubelet's retries, each at most for `patience`; returns the
@@ -284,7 +245,7 @@ impl Kubelet {
         self.stage(node, volume, fs_type, patience).await?;
         let what = format!("NodePublishVolume on node {node}");
         let publish = || self.publish(node, volume, fs_type);
-        retried(&what, patience, publish).await.map(|(_, path)| path)
+        retried(&what, patience, |_| true, publish).await.map(|(_, path)| path)
     }
 
     /// NodePublishVolume; returns the path for the pod.

@@ -147,7 +147,7 @@ pub fn tended(state: &State, volume: VolumeId) -> bool {
     let Some(volume) = state.volumes.get(&volume) else { return true };
     let view = View { state, volume };
     volume.lifecycle != Lifecycle::Live
-        || view.is_full()
+        || view.staying() >= volume.repl as usize
         || !view.replicas().any(|r| view.fillable(r))
 }
 
@@ -181,9 +181,8 @@ impl<'s> View<'s> {
         self.sound(replica) && !replica.leaving
     }
 
-    /// As many copies as are wanted are in sync.
-    fn is_full(self) -> bool {
-        self.replicas().filter(|r| self.stays(r)).count() >= self.volume.repl as usize
+    fn staying(self) -> usize {
+        self.replicas().filter(|r| self.stays(r)).count()
     }
 
     /// There, or about to be, and only out of date.
@@ -203,7 +202,7 @@ impl<'s> View<'s> {
             Lifecycle::Retired => return self.give_up_snapshots(gone),
             Lifecycle::Creating | Lifecycle::Filling | Lifecycle::Deleting => return None,
         }
-        let staying = self.replicas().filter(|r| self.stays(r)).count();
+        let staying = self.staying();
         if staying >= self.volume.repl as usize {
             return self.give_up(staying).or_else(|| self.change_class(free));
         }

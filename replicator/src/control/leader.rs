@@ -17,6 +17,7 @@ use policy::{replace, snapshot};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, timeout};
+use tonic::Status;
 use types::{Epoch, NodeId, SnapshotId, VolumeId};
 
 /// How often the leader looks at its timers.
@@ -242,23 +243,29 @@ async fn replace_replica(node: &Arc<Node>, action: replace::Action) -> Ended {
 
 /// Has the node `at` begin to fill the replicas of a volume that nobody has attached.
 async fn tend(node: &Arc<Node>, volume: VolumeId, at: NodeId) -> Ended {
-    match timeout(FILL, super::snapshots::have_tended(node, volume, at)).await {
-        Ok(Ok(())) => Ended::Done,
-        Ok(Err(status)) => {
-            tracing::info!(%volume, node = %at, error = status.message(), "nobody fills its replicas yet");
-            Ended::Refused
-        }
-        Err(_) => Ended::Refused,
-    }
+    let asked = super::snapshots::have_tended(node, volume, at);
+    answered(volume, at, "nobody fills its replicas yet", asked).await
 }
 
 /// Has the node `at` fill a new volume; that may take much longer than the answer is waited for.
 async fn fill(node: &Arc<Node>, volume: VolumeId, at: NodeId) -> Ended {
     tracing::info!(%volume, node = %at, "a new volume is to be filled there");
-    match timeout(FILL, super::snapshots::have_filled(node, volume, at)).await {
+    let asked = super::snapshots::have_filled(node, volume, at);
+    answered(volume, at, "the volume was not filled", asked).await
+}
+
+/// What the node `at` was asked to do with a volume without a device; `refused` says what it means that it
+/// does not.
+async fn answered(
+    volume: VolumeId,
+    at: NodeId,
+    refused: &str,
+    asked: impl Future<Output = Result<(), Status>>,
+) -> Ended {
+    match timeout(FILL, asked).await {
         Ok(Ok(())) => Ended::Done,
         Ok(Err(status)) => {
-            tracing::warn!(%volume, node = %at, error = status.message(), "the volume was not filled");
+            tracing::warn!(%volume, node = %at, error = status.message(), "{refused}");
             Ended::Refused
         }
         // The record says whether it is under way.

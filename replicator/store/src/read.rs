@@ -4,6 +4,7 @@
 //! writes and syncs, after which nobody knows what the disk holds. After a failed read the data may
 //! still be readable, and the engine has another copy.
 
+use std::sync::LazyLock;
 use types::{Buf, BufMut, HASH_BLOCK, MAX_IO, SnapshotId, Tag, content_hash, crc32c, in_bounds};
 use wire::{Reply, WireError};
 
@@ -19,6 +20,15 @@ const MAX_HASH: u64 = 64 << 20;
 const HASH_READS: u32 = 16;
 /// Most regions in one answer.
 const MAX_REGIONS: usize = (MAX_IO / 4) as usize;
+
+static ZEROS: [u8; HASH_BLOCK as usize] = [0; HASH_BLOCK as usize];
+/// Most of a thin volume reads as zeros: their hash is not made anew for every block of them.
+static ZERO_BLOCK: LazyLock<u32> = LazyLock::new(|| content_hash(&ZEROS));
+
+/// The hash of a block of `bytes` that is not allocated.
+fn zero_hash(bytes: u64) -> u32 {
+    if bytes == HASH_BLOCK { *ZERO_BLOCK } else { content_hash(&ZEROS[..bytes as usize]) }
+}
 
 impl Store {
     pub(crate) fn read(
@@ -224,7 +234,7 @@ impl Store {
             // A hash block lies within one slot.
             debug_assert!(at % slots.slot_size + bytes <= slots.slot_size);
             let Some((from, _)) = self.extent(index, version, at, bytes) else {
-                let hash = self.zero_hash(bytes);
+                let hash = zero_hash(bytes);
                 self.set_hash(key, block, hash);
                 continue;
             };
@@ -237,11 +247,6 @@ impl Store {
             let id = self.io(Io::Hash { op: key, block, offset: from, len: bytes, began });
             out.push(Output::Read { id, offset: from, len: bytes as u32 });
         }
-    }
-
-    fn zero_hash(&self, bytes: u64) -> u32 {
-        static ZEROS: [u8; HASH_BLOCK as usize] = [0; HASH_BLOCK as usize];
-        content_hash(&ZEROS[..bytes as usize])
     }
 
     fn set_hash(&mut self, key: Key, block: u32, hash: u32) {

@@ -28,6 +28,19 @@ struct InUse {
     watcher: JoinHandle<()>,
 }
 
+/// Waits until exactly the copies on `nodes` are there, all in sync.
+async fn settled(client: &Client, id: &str, nodes: &[u64]) {
+    eventually(&format!("copies on {nodes:?} and nowhere else"), || async {
+        let Ok(volume) = client.get_volume(id).await else { return Ok(false) };
+        let mut found: Vec<u64> = volume.replicas.iter().map(|r| r.node).collect();
+        found.sort_unstable();
+        let whole = !volume.degraded && volume.replicas.iter().all(|r| r.in_sync);
+        Ok(whole && found == nodes)
+    })
+    .await
+    .unwrap();
+}
+
 impl InUse {
     async fn new(name: &str) -> Self {
         let lab = lab(3).await.unwrap();
@@ -55,15 +68,7 @@ impl InUse {
 
     /// Waits until exactly the copies on `nodes` are there, all in sync, and the volume goes on.
     async fn settled(&self, nodes: &[u64]) {
-        eventually(&format!("copies on {nodes:?} and nowhere else"), || async {
-            let Ok(volume) = self.client.get_volume(&self.id).await else { return Ok(false) };
-            let mut found: Vec<u64> = volume.replicas.iter().map(|r| r.node).collect();
-            found.sort_unstable();
-            let whole = !volume.degraded && volume.replicas.iter().all(|r| r.in_sync);
-            Ok(whole && found == nodes)
-        })
-        .await
-        .unwrap();
+        settled(&self.client, &self.id, nodes).await;
         let before = self.stamper.writes();
         eventually("writes go on", || async { Ok(self.stamper.writes() > before + 500) })
             .await
@@ -196,23 +201,13 @@ async fn copies_of_a_detached_volume_are_replaced_moved_and_resynced() {
     local.detach_volume(&id).await.unwrap();
 
     let client = lab.client(1).unwrap();
-    let settled = async |nodes: &[u64]| {
-        eventually(&format!("copies on {nodes:?} and nowhere else"), || async {
-            let Ok(volume) = client.get_volume(&id).await else { return Ok(false) };
-            let mut found: Vec<u64> = volume.replicas.iter().map(|r| r.node).collect();
-            found.sort_unstable();
-            Ok(found == nodes && volume.replicas.iter().all(|r| r.in_sync) && !volume.degraded)
-        })
-        .await
-        .unwrap();
-    };
-    settled(&[1, 2]).await;
+    settled(&client, &id, &[1, 2]).await;
     let order = async |from, to| {
         let request = MoveReplicaRequest { volume_id: id.clone(), from, to };
         client.move_replica(request).await.unwrap();
     };
     order(2, 3).await;
-    settled(&[1, 3]).await;
+    settled(&client, &id, &[1, 3]).await;
     lab.crash(3).unwrap();
     let gone = async || {
         let volume = client.get_volume(&id).await;
@@ -247,7 +242,7 @@ async fn copies_of_a_detached_volume_are_replaced_moved_and_resynced() {
     stamped.check(&device).unwrap();
     let mut nodes = vec![other, 3];
     nodes.sort_unstable();
-    settled(&nodes).await;
+    settled(&client, &id, &nodes).await;
     let compared = user.compare_replicas(&id).await.unwrap();
     assert_eq!((compared.different_blocks, compared.replicas), (0, 2));
     user.detach_volume(&id).await.unwrap();

@@ -60,8 +60,7 @@ async fn verified(fs_type: &str) {
     };
     let volume = kubelet.create_volume(&claim).await.unwrap();
     let id = &volume.volume_id;
-    kubelet.stage(1, &volume, fs_type, PATIENCE).await.unwrap();
-    let target = kubelet.publish(1, &volume, fs_type).await.unwrap();
+    let target = kubelet.mount(1, &volume, fs_type, PATIENCE).await.unwrap();
     let copies = lab.client(1).unwrap().get_volume(id).await.unwrap().replicas;
     let other = copies.iter().map(|copy| copy.node).find(|node| *node != 1).unwrap();
     assert_eq!(other, 2, "the faults are for the copies on nodes 1 and 2");
@@ -74,8 +73,7 @@ async fn verified(fs_type: &str) {
     assert_eq!((compared.different_blocks, compared.replicas), (0, 2));
 
     kubelet.take_down(1, &volume, PATIENCE).await.unwrap();
-    kubelet.stage(2, &volume, fs_type, PATIENCE).await.unwrap();
-    let target = kubelet.publish(2, &volume, fs_type).await.unwrap();
+    let target = kubelet.mount(2, &volume, fs_type, PATIENCE).await.unwrap();
     lab::exec::run_async(fio(&target, &["--verify_only"])).await.unwrap();
     kubelet.take_down(2, &volume, PATIENCE).await.unwrap();
 }

@@ -26,8 +26,7 @@ fn claim(name: &str) -> Claim {
 
 /// PostgreSQL on `volume` at `node`, started: after a crash, as far as it can tell.
 async fn serve(lab: &TestLab, kubelet: &Kubelet, node: u64, volume: &Volume) -> Postgres {
-    kubelet.stage(node, volume, "ext4", PATIENCE).await.unwrap();
-    let target = kubelet.publish(node, volume, "ext4").await.unwrap();
+    let target = kubelet.mount(node, volume, "ext4", PATIENCE).await.unwrap();
     Postgres::new(&lab.layout, node, &target).unwrap()
 }
 

@@ -31,8 +31,7 @@ async fn postgres_sees_a_pause_and_no_error_when_its_daemon_is_upgraded_or_kille
     };
     let volume = kubelet.create_volume(&claim).await.unwrap();
     let id = volume.volume_id.clone();
-    kubelet.stage(1, &volume, "ext4", PATIENCE).await.unwrap();
-    let target = kubelet.publish(1, &volume, "ext4").await.unwrap();
+    let target = kubelet.mount(1, &volume, "ext4", PATIENCE).await.unwrap();
     let mut postgres = Postgres::new(&lab.layout, 1, &target).unwrap();
     postgres.init().await.unwrap();
     postgres.start().unwrap();

@@ -89,16 +89,19 @@ pub(super) async fn ask_back(node: &Node, volume: VolumeId, holder: NodeId) {
     }
 }
 
-/// If a node has `volume` without a device, and does not fill it, asks for it until it is detached, for at most [`RECLAIM`].
+/// If a node has `volume` without a device, and does not fill it, asks for it until it is detached, for at
+/// most [`RECLAIM`].
 pub(in crate::control) async fn reclaim(node: &Node, volume: VolumeId) {
+    let mut applied = node.meta.watch();
     let detached = async {
         loop {
+            // Before the state is looked at, so that no later one is missed and no older one wakes us.
+            applied.borrow_and_update();
             let state = node.meta.state();
             let live = |record: &&Volume| record.internal && record.lifecycle == Lifecycle::Live;
             let record = state.volumes.get(&volume).filter(live);
             let Some(holder) = record.and_then(|record| record.attachment.holder()) else { return };
             ask_back(node, volume, holder).await;
-            let mut applied = node.meta.watch();
             let _ = timeout(ASK, applied.changed()).await;
         }
     };

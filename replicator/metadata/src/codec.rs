@@ -3,8 +3,9 @@
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
-/// History: 1 = first; 2 = zones, pinned volumes, leaving replicas; 3 = snapshots, limits.
-const VERSION: u8 = 3;
+/// History: 1 = first; 2 = zones, pinned volumes, leaving replicas; 3 = snapshots, limits;
+/// 4 = boots of in-sync replicas.
+const VERSION: u8 = 4;
 
 /// Bytes that are not what they should be.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

@@ -27,7 +27,7 @@ pub use driver::{
 };
 pub use event::{Event, EventKind};
 pub use failover::FailoverStep;
-pub use outcome::{Done, Outcome, Refused};
+pub use outcome::{Done, NotGrown, Outcome, Refused};
 pub use state::{
     Attachment, BANDWIDTH_LIMITS, FsType, IOPS_LIMITS, Lifecycle, Limits, Membership, Node,
     NodeStatus, ParseWordError, PoolClass, Replica, ReplicaState, Snapshot, SnapshotState, Source,

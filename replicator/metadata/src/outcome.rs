@@ -45,6 +45,13 @@ pub enum Done {
         /// The version.
         isr_version: IsrVersion,
     },
+    /// `GrowIsr`: the replica may not join now. The ISR stays as it is and its version is a new one.
+    NotGrown {
+        /// The version.
+        isr_version: IsrVersion,
+        /// Why.
+        why: NotGrown,
+    },
     /// `ExpandBegin`, `ReplicaResized`: the committed size, and the one wanted.
     Size {
         /// Bytes that may be used.
@@ -52,6 +59,20 @@ pub enum Done {
         /// Bytes wanted; equal to `committed` when done.
         target: u64,
     },
+}
+
+/// Why a replica may not join the ISR now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
+pub enum NotGrown {
+    /// Its state is not `Ready`.
+    #[error("it is not ready")]
+    NotReady,
+    /// It was not extended yet (R25).
+    #[error("it is smaller than the volume")]
+    TooSmall,
+    /// The volume has what it wants (R27).
+    #[error("as many replicas are in sync as are wanted")]
+    Enough,
 }
 
 /// Why a command changed nothing.

@@ -188,6 +188,8 @@ pub struct Replica {
     pub size: u64,
     /// It is to be released once as many others are in sync as are wanted.
     pub leaving: bool,
+    /// The boot of its host, as far as was known, when it was last taken into the in-sync set.
+    pub boot: BootId,
 }
 
 /// Life of a volume.
@@ -499,6 +501,13 @@ pub struct State {
 }
 
 impl State {
+    /// Whether an in-sync replica surely has what was acknowledged and not flushed: its host has not booted
+    /// since it joined (R9), or there is nothing of that kind.
+    #[must_use]
+    pub fn remembers(&self, volume: &Volume, replica: &Replica) -> bool {
+        volume.clean || self.nodes.get(&replica.node).is_some_and(|n| n.boot == replica.boot)
+    }
+
     /// The volume of that name that is not deleted.
     #[must_use]
     pub fn volume_by_name(&self, name: &str) -> Option<&Volume> {

@@ -270,7 +270,14 @@ impl<'s> View<'s> {
             let stays = self.stays(r);
             (stays, stays && self.of_class(r), local, !crowded(r), room(r), r.replica)
         };
-        let Replica { replica, .. } = *self.replicas().filter(dispensable).min_by_key(order)?;
+        // Those that stay must have what was acknowledged: a host may just have lost its memory.
+        let secure = |r: &&Replica| self.stays(r) && self.state.remembers(self.volume, r);
+        let enough = |r: &&Replica| {
+            let others = self.replicas().filter(secure).filter(|other| other.replica != r.replica);
+            others.count() >= self.volume.repl as usize
+        };
+        let all = self.replicas().filter(dispensable).filter(enough);
+        let Replica { replica, .. } = *all.min_by_key(order)?;
         Some(Action::Release { volume, replica, isr_version })
     }
 

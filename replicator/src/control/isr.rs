@@ -5,7 +5,7 @@ use super::{Node, attach};
 use crate::data::DataEvent;
 use core::time::Duration;
 use engine::IsrAnswer;
-use metadata::{Command, Refused};
+use metadata::{Command, Done, Refused};
 use policy::attachment::decided;
 use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -91,7 +91,12 @@ pub(super) async fn follow(node: Arc<Node>, mut events: UnboundedReceiver<DataEv
 
 async fn propose(node: &Node, volume: VolumeId, epoch: Epoch, change: Command) -> IsrAnswer {
     match node.proposer.propose(change, CHANGE).await {
-        Ok(_) => decided(&node.meta.state(), volume, epoch),
+        Ok(done) => {
+            if let Done::NotGrown { why, .. } = done {
+                tracing::info!(node = %node.config.node, %volume, %epoch, %why, "the ISR stays as it is");
+            }
+            decided(&node.meta.state(), volume, epoch)
+        }
         Err(CommandError::Refused(Refused::Superseded { .. } | Refused::NoVolume { .. })) => {
             IsrAnswer::Superseded
         }

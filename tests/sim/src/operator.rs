@@ -1,4 +1,5 @@
-//! Whoever runs the cluster: creates volumes, moves pods, adds copies, grows volumes, adds nodes. In the daemon's terms: the CSI controller, Kubernetes and a person.
+//! Whoever runs the cluster: creates volumes, moves pods, adds, moves and gives up copies, grows volumes, adds
+//! nodes. In the daemon's terms: the CSI controller, Kubernetes and a person.
 
 use crate::client::Life;
 use crate::clock::{MS, SEC};
@@ -143,7 +144,7 @@ impl World {
                     if !std::mem::replace(&mut self.operator.volumes[volume].live, true) {
                         self.after(0, Event::Volume { volume });
                     }
-                    self.care(volume, &state, record);
+                    self.care(&state, record);
                 }
                 Some(_) => {}
             }
@@ -183,8 +184,8 @@ impl World {
         }
     }
 
-    /// Copies are added without need, and volumes grow, now and then.
-    fn care(&mut self, volume: usize, state: &State, record: &metadata::Volume) {
+    /// Copies are added without need or changed, and volumes grow, now and then.
+    fn care(&mut self, state: &State, record: &metadata::Volume) {
         let usable = |r: &&metadata::Replica| {
             matches!(r.state, ReplicaState::Ready | ReplicaState::Creating)
         };
@@ -205,11 +206,33 @@ impl World {
                 return self.order(Command::AddReplica { volume: id, replica });
             }
         }
+        if self.operator.restless && !self.healing && self.rng.one_in(90) {
+            return self.change_copies(state, record);
+        }
         if !self.healing && record.size < 2 * record.created_size && self.rng.one_in(150) {
             let size = record.size + self.rng.between(1, 3) * types::REGION;
             self.order(Command::ExpandBegin { volume: id, size });
         }
-        let _ = volume;
+    }
+
+    /// ModifyVolume to another number of copies, or MoveReplica of any of them to where there is none.
+    fn change_copies(&mut self, state: &State, record: &metadata::Volume) {
+        let volume = record.volume;
+        if self.rng.one_in(2) {
+            let repl = self.rng.between(1, 3) as u32;
+            return self.order(Command::ModifyVolume { volume, repl: Some(repl), class: None });
+        }
+        let here: Vec<_> = record.replicas.values().map(|r| (r.replica, r.node)).collect();
+        let empty = |n: &&metadata::Node| {
+            n.status == NodeStatus::Up
+                && n.pool.is_some()
+                && here.iter().all(|(_, at)| *at != n.node)
+        };
+        let free: Vec<_> = state.nodes.values().filter(empty).map(|n| n.node).collect();
+        if let (Some((from, _)), Some(node)) = (self.rng.pick(&here), self.rng.pick(&free)) {
+            let to = self.new_replica(node);
+            self.order(Command::MoveReplica { volume, from, to });
+        }
     }
 
     /// Nodes that are to join: known first, then a learner; the leader makes it a voter.

@@ -3,7 +3,7 @@
 use super::volume::not_live;
 use super::{Change, OK, find, find_at};
 use crate::event::EventKind;
-use crate::outcome::{Done, Outcome, Refused};
+use crate::outcome::{Done, NotGrown, Outcome, Refused};
 use crate::state::{Attachment, Lifecycle, NodeStatus, ReplicaState, State, Volume};
 use std::collections::BTreeSet;
 use types::plant::{Bug, planted};
@@ -135,6 +135,9 @@ impl Change {
             if found.replicas.get(id).is_none_or(|r| r.state != ReplicaState::Ready) {
                 return Err(not_eligible(found, *id, "it is not ready"));
             }
+        }
+        for id in &wanted {
+            self.joins(state, volume, *id)?;
         }
         let found = self.volume(state, volume)?;
         let shrunk = found.isr.len() - wanted.len();
@@ -317,19 +320,28 @@ impl Change {
         let Some(entry) = found.replicas.get(&add) else {
             return Err(Refused::NoReplica { replica: add });
         };
-        if entry.state != ReplicaState::Ready {
-            return Err(not_eligible(found, add, "it is not ready"));
-        }
-        if entry.size < found.size {
-            return Err(not_eligible(found, add, "it is smaller than the volume"));
-        }
         // A replaced replica that came back and its replacement: the first one in is kept (R27).
         let counts = |id: &&ReplicaId| {
             entry.leaving || found.replicas.get(*id).is_none_or(|member| !member.leaving)
         };
-        if found.isr.iter().filter(counts).count() >= found.repl as usize {
-            return Err(not_eligible(found, add, "as many replicas are in sync as are wanted"));
+        let full = found.isr.iter().filter(counts).count() >= found.repl as usize;
+        let why = if entry.state != ReplicaState::Ready {
+            Some(NotGrown::NotReady)
+        } else if entry.size < found.size {
+            Some(NotGrown::TooSmall)
+        } else if full {
+            Some(NotGrown::Enough)
+        } else {
+            None
+        };
+        if let Some(why) = why {
+            // The engine goes on without it, and what is in the way may go: a repeat of this command that is
+            // still under way must not be taken then.
+            let found = self.volume(state, volume)?;
+            found.isr_version.0 += 1;
+            return Ok(Done::NotGrown { isr_version: found.isr_version, why });
         }
+        self.joins(state, volume, add)?;
         let found = self.volume(state, volume)?;
         found.isr.insert(add);
         found.isr_version.0 += 1;
@@ -338,5 +350,21 @@ impl Change {
         self.event(state, EventKind::IsrGrown, Some((volume, epoch)), Some(node), message);
         self.hold_all(state, volume, add);
         Ok(Done::Isr { isr_version })
+    }
+
+    /// Notes the boot of a host whose replica is in sync from now on.
+    fn joins(
+        &mut self,
+        state: &mut State,
+        volume: VolumeId,
+        replica: ReplicaId,
+    ) -> Result<(), Refused> {
+        let nodes = &state.nodes;
+        let found = state.volumes.get(&volume).and_then(|v| v.replicas.get(&replica));
+        let boot = found.and_then(|r| nodes.get(&r.node)).map(|node| node.boot);
+        if let Some(entry) = self.volume(state, volume)?.replicas.get_mut(&replica) {
+            entry.boot = boot.unwrap_or_default();
+        }
+        Ok(())
     }
 }

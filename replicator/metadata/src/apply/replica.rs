@@ -8,7 +8,7 @@ use crate::outcome::{Outcome, Refused};
 use crate::state::{
     Attachment, Lifecycle, NodeStatus, PoolClass, Replica, ReplicaState, State, Volume,
 };
-use types::{IsrVersion, ReplicaId, VolumeId};
+use types::{BootId, IsrVersion, ReplicaId, VolumeId};
 
 impl Change {
     pub(super) fn modify_volume(
@@ -107,6 +107,7 @@ impl Change {
             state: ReplicaState::Creating,
             size: found.reserved(),
             leaving: false,
+            boot: BootId::default(),
         };
         found.replicas.insert(new.replica, replica);
         let about = Some((volume, found.epoch));
@@ -148,7 +149,8 @@ impl Change {
         let up = |node| state.nodes.get(&node).is_some_and(|n| n.status == NodeStatus::Up);
         let stays = |other: &&Replica| {
             let sound = other.state == ReplicaState::Ready && !other.leaving && up(other.node);
-            other.replica != replica && found.isr.contains(&other.replica) && sound
+            let counts = found.isr.contains(&other.replica) && state.remembers(found, other);
+            other.replica != replica && sound && counts
         };
         if found.replicas.values().filter(stays).count() < found.repl as usize {
             return not("too few others are in sync");

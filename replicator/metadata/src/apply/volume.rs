@@ -10,7 +10,7 @@ use crate::state::{
     ReplicaState, Snapshot, SnapshotState, Source, State, Volume,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use types::{Epoch, IsrVersion, MAX_VOLUME, REGION, ReplicaId, VolumeId};
+use types::{BootId, Epoch, IsrVersion, MAX_VOLUME, REGION, ReplicaId, VolumeId};
 
 /// Parameters of a wanted volume.
 pub(super) struct Wanted<'a> {
@@ -166,6 +166,7 @@ impl Change {
                 state: ReplicaState::Creating,
                 size: wanted.size,
                 leaving: false,
+                boot: BootId::default(),
             };
             if map.insert(new.replica, replica).is_some() {
                 return Err(Refused::IdReused {

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::testing::{Cluster, VOLUME, incarnation, info, replica};
-use metadata::{Command, NewReplica, NodeInfo, PoolClass};
+use metadata::{Command, Done, NewReplica, NodeInfo, NotGrown, PoolClass};
+use types::BootId;
 
 /// Milliseconds since boot, for tables.
 fn at(ms: u64) -> Instant {
@@ -114,7 +115,24 @@ fn whichever_is_in_sync_first_is_kept() {
     assert_eq!(cluster.next(&[]), "remove from 3");
     let (epoch, isr_version) = (cluster.state.volumes[&VOLUME].epoch, cluster.isr_version());
     let grow = Command::GrowIsr { volume: VOLUME, epoch, isr_version, add: replica(3) };
-    cluster.apply(grow).unwrap_err();
+    assert!(matches!(cluster.apply(grow), Ok(Done::NotGrown { why: NotGrown::NotReady, .. })));
+}
+
+#[test]
+fn who_lost_its_memory_is_not_who_stays() {
+    let mut cluster = attached(2);
+    let boot = BootId::from_bytes([9; 16]);
+    cluster.done(Command::RegisterNode(NodeInfo { boot, ..info(1) }));
+    cluster.done(Command::ModifyVolume { volume: VOLUME, repl: Some(1), class: None });
+    assert_eq!(cluster.next(&[]), "release from 1", "although it is attached there");
+    assert_eq!(cluster.next(&[]), "nothing");
+
+    let mut cluster = attached(2);
+    for node in [1, 2] {
+        cluster.done(Command::RegisterNode(NodeInfo { boot, ..info(node) }));
+    }
+    cluster.done(Command::ModifyVolume { volume: VOLUME, repl: Some(1), class: None });
+    assert_eq!(cluster.next(&[]), "nothing", "an attach has to find out first");
 }
 
 #[test]

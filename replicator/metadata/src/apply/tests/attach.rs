@@ -139,15 +139,18 @@ fn shrink_and_grow() {
             ("begin 1; activate a; grow b @0", "Superseded"),
             ("begin 1; grow b", "WrongState"),
             ("begin 1; activate a; grow z", "NoReplica"),
-            ("begin 1; activate a; failed b; grow b", "NotEligible"),
-            ("begin 1; activate a; add c; grow c", "NotEligible"),
+            ("begin 1; activate a; failed b; grow b", "NotGrown v3"),
+            ("begin 1; activate a; add c; grow c", "NotGrown v3"),
             ("begin 1; activate a; add c; ready c; grow c", "Isr v3"),
-            ("begin 1; activate ab; add c; ready c; grow c", "NotEligible"),
-            ("begin 1; activate a; add c; ready c; grow b; grow c", "NotEligible"),
+            ("begin 1; activate ab; add c; ready c; grow c", "NotGrown v3"),
+            ("begin 1; activate a; add c; ready c; grow b; grow c", "NotGrown v4"),
             // Too small until it has been extended (R25).
-            ("begin 1; activate a; expand 2048; resized a 2048; grow b", "NotEligible"),
+            ("begin 1; activate a; expand 2048; resized a 2048; grow b", "NotGrown v3"),
             ("begin 1; activate a; expand 2048; resized a 2048; resized b 2048; grow b", "Isr v3"),
             ("begin 1; activate ab; shrink b; lost 1; fence; grow b @1", "Superseded"),
+            // The engine goes on without it: the same command, repeated and late, finds another version.
+            ("begin 1; activate a; add c; grow c v2; ready c; grow c v2", "IsrChanged"),
+            ("begin 1; activate a; add c; grow c v2; ready c; grow c", "Isr v4"),
         ],
     );
 }

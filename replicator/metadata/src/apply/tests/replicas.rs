@@ -53,6 +53,10 @@ fn a_replica_is_released_only_if_the_volume_can_do_without_it() {
             ("modify repl=1; release a v7", "IsrChanged"),
             // The other one is not within reach, or has failed.
             ("modify repl=1; lost 2; release a", "NotEligible"),
+            // The one that would stay lost its memory after it joined; nobody may rely on that (R9).
+            ("modify repl=1; reboot 2; release a", "NotEligible"),
+            ("modify repl=1; reboot 2; release b", "Ok"),
+            ("reboot 2; shrink b; grow b; modify repl=1; release a", "Ok"),
             ("modify repl=1; failed b; release a", "NotEligible"),
             ("modify repl=1; lost 2; release b", "Ok"),
             ("modify repl=1; shrink b; release b", "NotEligible"),
@@ -97,7 +101,7 @@ fn a_move_grows_before_it_shrinks() {
             ("move a c; ready c; grow c; release a", "Ok"),
             // It may come back while it is needed, and no longer than that.
             ("move a c; shrink a; grow a", "Isr v4"),
-            ("move a c; ready c; shrink a; grow c; grow a", "NotEligible"),
+            ("move a c; ready c; shrink a; grow c; grow a", "NotGrown v5"),
         ],
     );
     let mut story = attached();

@@ -75,6 +75,7 @@ pub(super) fn word(outcome: &Outcome) -> String {
             format!("Epoch {epoch} {}", if *clean { "clean" } else { "dirty" })
         }
         Ok(Done::Isr { isr_version }) => format!("Isr v{}", isr_version.0),
+        Ok(Done::NotGrown { isr_version, .. }) => format!("NotGrown v{}", isr_version.0),
         Ok(Done::Size { committed, target }) => {
             format!("Size {}/{}", committed >> 20, target >> 20)
         }
@@ -228,6 +229,10 @@ impl Story {
                 Command::NodeUp { node, boot, process }
             }
             "register" => Command::RegisterNode(info(node().0)),
+            "reboot" => {
+                let boot = BootId(Uuid::from_u128(8));
+                Command::RegisterNode(NodeInfo { boot, ..info(node().0) })
+            }
             "remove" => Command::RemoveNode { node: node() },
             "create" => create(&words),
             "ready" => Command::ReplicaReady { replica: replica() },

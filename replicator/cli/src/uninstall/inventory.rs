@@ -52,6 +52,27 @@ impl Volume {
     }
 }
 
+/// A VolumeSnapshotContent of the driver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
+    /// Its name.
+    pub name: String,
+    /// Namespace and name of the VolumeSnapshot that it is bound to.
+    pub snapshot: (String, String),
+}
+
+/// The driver's snapshots among all VolumeSnapshotContents.
+pub fn contents(all: &[Value]) -> Vec<Content> {
+    let ours = all.iter().filter(|content| text(content, "/spec/driver") == DRIVER);
+    ours.map(|content| {
+        let part =
+            |name: &str| text(content, &format!("/spec/volumeSnapshotRef/{name}")).to_owned();
+        let name = text(content, "/metadata/name").to_owned();
+        Content { name, snapshot: (part("namespace"), part("name")) }
+    })
+    .collect()
+}
+
 /// Pods that use one of the claims, as NAMESPACE/NAME; those that ended use nothing.
 pub fn users(pods: &[Value], claims: &BTreeSet<Claim>) -> Vec<String> {
     let uses = |pod: &&Value| {
@@ -164,6 +185,17 @@ mod tests {
         assert_eq!(found[0].claim, Some(("db".into(), "data".into())));
         assert_eq!(found[1].claim, None);
         assert_eq!(found[0].kept_finalizers(), ["kubernetes.io/pv-protection"]);
+    }
+
+    #[test]
+    fn only_the_drivers_snapshots_count() {
+        let content = |name: &str, driver: &str| {
+            let of = json!({"namespace": "db", "name": format!("of-{name}")});
+            json!({"metadata": {"name": name}, "spec": {"driver": driver, "volumeSnapshotRef": of}})
+        };
+        let found = contents(&[content("a", DRIVER), content("b", "other.example")]);
+        let snapshot = ("db".to_owned(), "of-a".to_owned());
+        assert_eq!(found, [Content { name: "a".into(), snapshot }]);
     }
 
     #[test]

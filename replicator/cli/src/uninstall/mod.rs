@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! refuse while a pod uses a volume, or a node cannot be reached; wait until none is attached
-//! --wipe: delete the claims while the driver is there to delete their volumes
+//! --wipe: delete snapshots and claims while the driver is there to delete what they stand for
 //! controllers away ──► volumes that stay lose the finalizer that only the driver would take off
 //! daemons away ──► one pod a node cleans it (holdfast-leave) ──► labels and taints off the nodes
 //! objects of the whole cluster, the namespace
@@ -15,7 +15,7 @@ mod kubectl;
 
 use crate::output::Output;
 use anyhow::{Context as _, Result, bail, ensure};
-use inventory::{Claim, Volume};
+use inventory::{Claim, Content, Volume};
 use kubectl::Kubectl;
 use manifests::{NAMESPACE, Values};
 use serde_json::{Value, json};
@@ -33,6 +33,11 @@ const LABEL: &str = "app.kubernetes.io/name=holdfast";
 /// Kinds of objects of the whole cluster that an installation has.
 const CLUSTER_KINDS: &str =
     "csidrivers,storageclasses,priorityclasses,clusterrolebindings,clusterroles";
+/// The same, of kinds that not every cluster has: `kubectl api-resources -o name`.
+const MORE_KINDS: [&str; 2] =
+    ["volumeattributesclasses.storage.k8s.io", "volumesnapshotclasses.snapshot.storage.k8s.io"];
+/// Snapshots as the cluster knows them.
+const CONTENTS: &str = "volumesnapshotcontents.snapshot.storage.k8s.io";
 
 /// How to remove.
 #[derive(Clone, Debug, clap::Args)]
@@ -70,6 +75,7 @@ pub fn uninstall(arguments: &UninstallArguments, output: Output) -> Result<()> {
     let values = cluster.values(&arguments.set)?;
     cluster.check(arguments.skip_unready)?;
     if arguments.wipe {
+        cluster.delete_snapshots()?;
         cluster.delete_claims()?;
     }
     cluster.detached(&values)?;
@@ -206,6 +212,38 @@ impl Cluster<'_> {
         )
     }
 
+    /// Whether the cluster has a kind of objects, by its full name.
+    fn serves(&self, kind: &str) -> Result<bool> {
+        let kinds = self.kubectl.run(&["api-resources", "-o", "name"])?;
+        Ok(kinds.lines().any(|line| line.trim() == kind))
+    }
+
+    fn contents(&self) -> Result<Vec<Content>> {
+        if !self.serves(CONTENTS)? {
+            return Ok(Vec::new());
+        }
+        Ok(inventory::contents(&self.kubectl.list(&[CONTENTS])?))
+    }
+
+    fn delete_snapshots(&self) -> Result<()> {
+        for Content { name, snapshot: (namespace, snapshot) } in self.contents()? {
+            self.output.line(&format!("deleting snapshot {namespace}/{snapshot}"))?;
+            self.delete_in(
+                &namespace,
+                &["volumesnapshots.snapshot.storage.k8s.io", &snapshot, "--wait=false"],
+            )?;
+            // One whose snapshot is gone, or that is to be retained without it.
+            self.delete(&[CONTENTS, &name, "--wait=false"])?;
+        }
+        self.wait(
+            || self.contents(),
+            |left| {
+                let names: Vec<_> = left.iter().map(|content| content.name.as_str()).collect();
+                format!("snapshots are not deleted: {}", names.join(", "))
+            },
+        )
+    }
+
     fn delete_claims(&self) -> Result<()> {
         for (namespace, name) in self.claims()? {
             self.output.line(&format!("deleting claim {namespace}/{name} and its volume"))?;
@@ -273,6 +311,11 @@ impl Cluster<'_> {
             ])?;
             self.output.line(&format!("volume {} stays, to be retained", volume.name))?;
         }
+        for content in self.contents()? {
+            // Its finalizer is the snapshot controller's, which would put it on again.
+            let text = format!("snapshot {} stays, for a later installation", content.name);
+            self.output.line(&text)?;
+        }
         Ok(())
     }
 
@@ -339,7 +382,12 @@ impl Cluster<'_> {
 
     fn delete_objects(&self) -> Result<()> {
         self.output.line("deleting what belongs to the whole cluster, and the namespace")?;
-        self.kubectl.run(&["delete", CLUSTER_KINDS, "-l", LABEL, "--ignore-not-found"])?;
+        let more = MORE_KINDS.into_iter().filter_map(|kind| match self.serves(kind) {
+            Ok(served) => served.then_some(Ok(kind)),
+            Err(error) => Some(Err(error)),
+        });
+        let kinds = std::iter::once(Ok(CLUSTER_KINDS)).chain(more).collect::<Result<Vec<_>>>()?;
+        self.kubectl.run(&["delete", &kinds.join(","), "-l", LABEL, "--ignore-not-found"])?;
         let namespace = self.kubectl.find(&["namespace", self.namespace])?;
         // One that somebody else made (Helm's --create-namespace, too) may hold other things.
         let ours = namespace

@@ -38,6 +38,6 @@ deny:
 
 # The scenarios on a real Kubernetes cluster with Holdfast installed (docs/install.md): KUBECONFIG, or
 # HOLDFAST_E2E_KUBECTL; HOLDFAST_E2E_FAULTS names a directory with programs that cut off, heal, crash and
-# boot a node. Without a cluster each scenario says that it is skipped.
+# boot a node (tests/kubernetes/src/bed.rs). Without a cluster each scenario says that it is skipped.
 kubernetes-e2e:
 	cargo test --release --locked -p kubernetes -- --nocapture --test-threads=1

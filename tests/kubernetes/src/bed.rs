@@ -16,8 +16,9 @@ pub const SYSTEM: &str = "holdfast-system";
 #[derive(Clone, Debug)]
 pub struct Bed {
     kubectl: PathBuf,
-    /// Directory with the programs `cut`, `heal`, `crash` and `boot`, each called with a node's name; with
-    /// or without the ending `.sh`.
+    /// Directory with programs, each called with a node's name, with or without the ending `.sh`: `cut` and
+    /// `heal` (frames are dropped), `link-down` and `link-up`, `crash` and `shutdown` (every process gets
+    /// SIGTERM first) and `boot`; `api-cut` and `api-heal` (nobody reaches the API server), called with `all`.
     faults: Option<PathBuf>,
     /// The image of the database and its clients: PostgreSQL's programs, and `pg-start` to run it.
     pub postgres: String,
@@ -50,6 +51,17 @@ impl Bed {
         let bed = Self::find(test)?;
         if bed.faults.is_none() {
             println!("SKIPPED: {test}: nothing can cut a node off (HOLDFAST_E2E_FAULTS)");
+            return None;
+        }
+        Some(bed)
+    }
+
+    /// As [`Self::with_faults`], for scenarios that need a program of this name.
+    #[must_use]
+    pub fn with_fault(test: &str, fault: &str) -> Option<Self> {
+        let bed = Self::with_faults(test)?;
+        if bed.fault_program(fault).is_none() {
+            println!("SKIPPED: {test}: there is no program {fault} (HOLDFAST_E2E_FAULTS)");
             return None;
         }
         Some(bed)
@@ -109,7 +121,7 @@ impl Bed {
         Ok(items.iter().filter_map(|n| Some(n["metadata"]["name"].as_str()?.to_owned())).collect())
     }
 
-    /// Does `fault` (`cut`, `heal`, `crash`, `boot`) to a node; returns when it began.
+    /// Does `fault` (the name of a program) to a node; returns when it began.
     ///
     /// # Errors
     /// The program's.
@@ -126,12 +138,6 @@ impl Bed {
         let directory = self.faults.as_ref()?;
         let named = |ending: &str| directory.join(format!("{fault}{ending}"));
         [named(""), named(".sh")].into_iter().find(|path| path.is_file())
-    }
-
-    /// Whether there is a program for this fault.
-    #[must_use]
-    pub fn has_fault(&self, fault: &str) -> bool {
-        self.fault_program(fault).is_some()
     }
 
     /// What a shell command prints on a node itself, if there is a program `in` (a node's name and a command)
@@ -209,6 +215,18 @@ impl Bed {
             Some(format!("{}:{}", taint["key"].as_str()?, taint["effect"].as_str()?))
         };
         Ok(taints.iter().filter_map(text).collect())
+    }
+}
+
+/// Heals whatever a scenario did to a node when it ends: the bed, the node, the program that does it.
+#[derive(Debug)]
+pub struct Healed<'a>(pub &'a Bed, pub String, pub &'static str);
+
+impl Drop for Healed<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.fault(self.2, &self.1) {
+            eprintln!("{} is not healed: {error:#}", self.1);
+        }
     }
 }
 

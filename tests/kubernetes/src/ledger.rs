@@ -6,14 +6,15 @@ use anyhow::{Context as _, Result, ensure};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// Sends a row, says `sent`, commits, says `ack` with the time; never the same number twice.
+/// Sends a row, says `sent`, commits, says `ack` with the times of both; never the same number twice.
 const LOOP: &str = r#"
 n=0
 while :; do
   n=$((n + 1))
+  at=$EPOCHREALTIME
   echo "sent $n"
   if timeout 2 psql "host=pg-0.pg user=postgres connect_timeout=1" -qtAX -c "insert into $0 values ($n)" 2>/dev/null
-  then echo "ack $n $(date +%s.%N)"
+  then echo "ack $n $at $EPOCHREALTIME"
   else sleep 0.1
   fi
 done
@@ -27,13 +28,24 @@ pub struct Ledger<'a> {
     name: String,
 }
 
+/// A row that was acknowledged.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// Its number.
+    pub n: u64,
+    /// When it was sent, in seconds since 1970.
+    pub sent: f64,
+    /// When its acknowledgement was there, likewise.
+    pub at: f64,
+}
+
 /// What it wrote down.
 #[derive(Clone, Debug, Default)]
 pub struct Record {
     /// Rows that were sent, acknowledged or not.
     pub sent: BTreeSet<u64>,
-    /// Acknowledged rows with the time in seconds since 1970, in order.
-    pub acknowledged: Vec<(u64, f64)>,
+    /// Acknowledged rows, in order.
+    pub acknowledged: Vec<Row>,
 }
 
 impl<'a> Ledger<'a> {
@@ -78,21 +90,25 @@ impl<'a> Ledger<'a> {
         for line in text.lines() {
             match line.split(' ').collect::<Vec<_>>()[..] {
                 ["sent", n] => drop(record.sent.insert(n.parse()?)),
-                ["ack", n, time] => record.acknowledged.push((n.parse()?, time.parse()?)),
+                ["ack", n, sent, at] => {
+                    let row = Row { n: n.parse()?, sent: sent.parse()?, at: at.parse()? };
+                    record.acknowledged.push(row);
+                }
                 _ => {}
             }
         }
         Ok(record)
     }
 
-    /// Waits for the first row that was acknowledged after `time`; returns when that was.
+    /// Waits for the first row that was acknowledged of those sent after `time`; returns when that was. (One
+    /// that was sent before may have been committed before, and its acknowledgement noted late.)
     ///
     /// # Errors
     /// If there is none in time.
     pub fn after(&self, time: f64, patience: Duration) -> Result<f64> {
         let found = crate::poll(patience, || {
             let record = self.record().ok()?;
-            record.acknowledged.into_iter().map(|(_, at)| at).find(|at| *at > time)
+            record.acknowledged.into_iter().find(|row| row.sent > time).map(|row| row.at)
         });
         found.with_context(|| format!("no row was acknowledged within {patience:?}"))
     }
@@ -109,8 +125,8 @@ impl<'a> Ledger<'a> {
         let select = format!("select n from {}", self.name);
         let rows = self.bed.kubectl(&[&psql[..], &[select.as_str()]].concat())?;
         let rows: BTreeSet<u64> = rows.lines().map(str::parse).collect::<Result<_, _>>()?;
-        let lost = |n: &&(u64, f64)| !rows.contains(&n.0);
-        let lost: Vec<u64> = before.acknowledged.iter().filter(lost).map(|(n, _)| *n).collect();
+        let acknowledged = before.acknowledged.iter().map(|row| row.n);
+        let lost: Vec<u64> = acknowledged.filter(|n| !rows.contains(n)).collect();
         ensure!(lost.is_empty(), "acknowledged rows are gone: {lost:?}");
         // What it says may reach its log a moment after the row reached the table.
         let found = crate::poll(Duration::from_secs(5), || {

@@ -170,6 +170,18 @@ impl<'a> Postgres<'a> {
         Ok(pod["spec"]["nodeName"].as_str().context("the pod has no node")?.to_owned())
     }
 
+    /// The id of a pod's volume, as the driver knows it.
+    ///
+    /// # Errors
+    /// kubectl's; a claim without a volume.
+    pub fn volume(&self, ordinal: u32) -> Result<String> {
+        let claim = format!("data-pg-{ordinal}");
+        let claim = self.bed.get(&["persistentvolumeclaim", &claim, "-n", self.namespace])?;
+        let name = claim["spec"]["volumeName"].as_str().context("the claim has no volume")?;
+        let volume = self.bed.get(&["persistentvolume", name])?;
+        Ok(volume["spec"]["csi"]["volumeHandle"].as_str().context("not of a driver")?.to_owned())
+    }
+
     /// What a statement returns, run in the pod.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! A node is lost under a PostgreSQL pod: the headline, and what else may be lost with it.
 #![allow(clippy::unwrap_used)]
 
-use kubernetes::bed::{Bed, Namespace, now};
+use kubernetes::bed::{Bed, Healed, Namespace, SYSTEM, now};
 use kubernetes::ledger::Ledger;
 use kubernetes::poll;
 use kubernetes::postgres::{Postgres, Wanted};
@@ -12,17 +12,6 @@ const BOUND: f64 = 30.0;
 /// How long nothing may happen while nothing can be decided.
 const STANDSTILL: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(180);
-
-/// Heals whatever a scenario did to a node when it ends.
-struct Healed<'a>(&'a Bed, String, &'static str);
-
-impl Drop for Healed<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.0.fault(self.2, &self.1) {
-            eprintln!("{} is not healed: {error:#}", self.1);
-        }
-    }
-}
 
 /// A database with a million rows on `node`, or anywhere.
 fn database<'a>(bed: &'a Bed, namespace: &'a Namespace, node: Option<String>) -> Postgres<'a> {
@@ -104,6 +93,31 @@ fn a_crashed_node_loses_its_pod_and_no_row() {
 }
 
 #[test]
+fn a_node_without_a_link_loses_its_pod_and_no_row() {
+    let test = "a_node_without_a_link_loses_its_pod_and_no_row";
+    let Some(bed) = Bed::with_fault(test, "link-down") else { return };
+    lose_the_node(&bed, "holdfast-e2e-link", "link-down", "link-up", None);
+}
+
+#[test]
+fn a_node_that_is_shut_down_loses_its_pod_and_no_row() {
+    let test = "a_node_that_is_shut_down_loses_its_pod_and_no_row";
+    let Some(bed) = Bed::with_fault(test, "shutdown") else { return };
+    lose_the_node(&bed, "holdfast-e2e-shutdown", "shutdown", "boot", None);
+}
+
+#[test]
+fn the_controllers_node_is_lost_like_any_other() {
+    let test = "the_controllers_node_is_lost_like_any_other";
+    let Some(bed) = Bed::with_faults(test) else { return };
+    // Every instance acts; one of them is to be lost with the database.
+    let label = "app.kubernetes.io/component=controller";
+    let pods = bed.get(&["pods", "-n", SYSTEM, "-l", label]).unwrap();
+    let node = pods["items"][0]["spec"]["nodeName"].as_str().unwrap().to_owned();
+    lose_the_node(&bed, "holdfast-e2e-controller", "cut", "heal", Some(node));
+}
+
+#[test]
 fn the_leaders_node_is_lost_like_any_other() {
     let Some(bed) = Bed::with_faults("the_leaders_node_is_lost_like_any_other") else { return };
     let nodes = bed.nodes().unwrap();
@@ -152,13 +166,7 @@ fn two_lost_nodes_stop_everything_until_one_is_back() {
 #[test]
 fn an_unreachable_api_server_delays_the_move_and_nothing_else() {
     let test = "an_unreachable_api_server_delays_the_move_and_nothing_else";
-    let Some(bed) = Bed::with_faults(test) else { return };
-    if !bed.has_fault("api-cut") {
-        println!(
-            "SKIPPED: {test}: nothing can make the API server unreachable (api-cut, api-heal)"
-        );
-        return;
-    }
+    let Some(bed) = Bed::with_fault(test, "api-cut") else { return };
     let namespace = Namespace::new(&bed, "holdfast-e2e-api").unwrap();
     let postgres = database(&bed, &namespace, None);
     let before = postgres.node(0).unwrap();

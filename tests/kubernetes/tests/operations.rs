@@ -82,6 +82,11 @@ impl<'a> Installer<'a> {
 fn remains(bed: &Bed) -> Vec<String> {
     let kinds =
         "csidrivers,storageclasses,priorityclasses,clusterroles,clusterrolebindings,namespaces";
+    let served = bed.kubectl(&["api-resources", "-o", "name"]).unwrap();
+    let classes =
+        ["volumeattributesclasses.storage.k8s.io", "volumesnapshotclasses.snapshot.storage.k8s.io"];
+    let more = classes.into_iter().filter(|kind| served.lines().any(|line| line == *kind));
+    let kinds = &std::iter::once(kinds).chain(more).collect::<Vec<_>>().join(",");
     let label = "app.kubernetes.io/name=holdfast";
     let mut found: Vec<String> = bed
         .kubectl(&["get", kinds, "-l", label, "-o", "name", "--ignore-not-found"])

@@ -3,7 +3,7 @@
 //! By hand, on a quiet cluster: `HOLDFAST_E2E_CUTS=20 cargo test … --test series -- --nocapture`.
 #![allow(clippy::unwrap_used)]
 
-use kubernetes::bed::{Bed, Namespace, now};
+use kubernetes::bed::{Bed, Healed, Namespace, now};
 use kubernetes::ledger::Ledger;
 use kubernetes::postgres::{Postgres, Wanted};
 use std::process::{Child, Command, Stdio};
@@ -68,17 +68,21 @@ fn cut(
     let ledger = Ledger::named(bed, namespace, client, &format!("ledger{number}")).unwrap();
     // Not always at the same point of anybody's period.
     std::thread::sleep(Duration::from_millis(5000 + 370 * (number as u64 % 10)));
-    let epoch = |all: &serde_json::Value| {
-        let newest = all.as_array().unwrap().iter().map(|f| f["epoch"].as_u64().unwrap()).max();
-        newest.unwrap_or(0)
+    // Of this volume: the cluster may remember failovers of others.
+    let volume = postgres.volume(0).unwrap();
+    let newest = || {
+        let all = bed.holdfast(client, &["failovers", "--volume", &volume]).ok()?;
+        all.as_array()?.iter().max_by_key(|failover| failover["epoch"].as_u64()).cloned()
     };
-    let known = epoch(&bed.holdfast(client, &["failovers"]).unwrap());
+    let epoch = |failover: &serde_json::Value| failover["epoch"].as_u64().unwrap();
+    let known = newest().map_or(0, |failover| epoch(&failover));
     if let Some(last) = last {
         std::thread::sleep(APART.saturating_sub(last.elapsed()));
     }
     *last = Some(Instant::now());
     let machine = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
 
+    let healed = Healed(bed, before.clone(), "heal");
     let begun = bed.fault("cut", &before).unwrap();
     let first = ledger.after(now(), Duration::from_secs(120)).unwrap();
     drop(busy);
@@ -86,13 +90,10 @@ fn cut(
     assert_ne!(postgres.node(0).unwrap(), before, "it is on another node");
     let (starts, ready) = postgres.recovery(0).unwrap();
     let found = kubernetes::poll(Duration::from_secs(20), || {
-        let all = bed.holdfast(client, &["failovers"]).ok()?;
-        let newest = all.as_array()?.iter().max_by_key(|f| f["epoch"].as_u64())?;
-        let whole = epoch(&all) > known && newest.get("written_unix_ms").is_some();
-        whole.then(|| newest.clone())
+        newest().filter(|new| epoch(new) > known && new.get("written_unix_ms").is_some())
     });
     let record = found.expect("the failover is recorded");
-    bed.fault("heal", &before).unwrap();
+    drop(healed);
 
     let at = |step: &str| {
         let ms = record[format!("{step}_unix_ms")].as_u64();

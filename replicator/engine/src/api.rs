@@ -3,6 +3,7 @@
 use crate::fill::FillSource;
 use core::time::Duration;
 use std::net::SocketAddr;
+use thiserror::Error;
 use types::{
     BlockOp, BlockResult, ClusterId, EngineInstance, Epoch, Incarnation, Instant, IoId, IsrVersion,
     NodeId, Process, ReplicaId, SnapshotId, VolumeId,
@@ -169,6 +170,17 @@ pub struct SnapshotTaken {
     pub pause: Duration,
 }
 
+/// Why no snapshot was taken.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum SnapshotError {
+    /// An in-sync replica's pool has as many snapshots as it can have.
+    #[error("the pool of replica {0} has no room for another snapshot")]
+    Full(ReplicaId),
+    /// It may well be taken if asked for again; for people.
+    #[error("{0}")]
+    Aborted(String),
+}
+
 /// Result of a comparison of replicas.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CompareResult {
@@ -267,13 +279,12 @@ pub enum Output {
         /// The result.
         result: Option<CompareResult>,
     },
-    /// Answer to [`Input::Snapshot`]; `Err` is for people: it was aborted, and what single members have of
-    /// it is to be swept away.
+    /// Answer to [`Input::Snapshot`]; if it was aborted, what single members have of it is to be swept away.
     Snapshot {
         /// Which.
         ticket: u64,
         /// Who has it durably.
-        result: Result<SnapshotTaken, String>,
+        result: Result<SnapshotTaken, SnapshotError>,
     },
     /// Answer to [`Input::Fill`]: everything is written, not yet flushed.
     Filled {

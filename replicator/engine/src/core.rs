@@ -219,7 +219,7 @@ impl Engine {
             }
         }
         self.held.clear();
-        self.end_snapshot(Err("the engine ended".to_owned()), out);
+        self.abort_snapshot("the engine ended", out);
         self.end_fill(Err("the engine ended".to_owned()), out);
         for member in &mut self.members {
             if let Some(link) = member.link_id() {

@@ -1,17 +1,18 @@
 //! Copying a snapshot, of this volume or another, into a volume that is new (restore and clone, R26).
 //!
-//! The copies of the new volume all read as zeros, so only what is not zeros is written, through the
-//! same path as any other write. Holders of the snapshot never change what they hold of it: whichever
+//! The copies of the new volume all read as zeros, so only what the snapshot has allocated is read, and what
+//! is not zeros is written, through the same path as any other write. Holders of the snapshot never change what they hold of it: whichever
 //! can be reached is read, and another one goes on where one was lost.
 
 use crate::api::{LinkId, Output};
 use crate::core::{Engine, Phase};
 use crate::member::RECONNECT;
 use core::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use types::{
-    BlockOp, BlockResult, Incarnation, Instant, IoId, ReplicaId, SnapshotId, VolumeId, crc32c,
+    BlockOp, BlockResult, Incarnation, Instant, IoId, REGION, ReplicaId, SnapshotId, VolumeId,
+    crc32c,
 };
 use wire::{Hello, Reply, Request, Role};
 
@@ -63,12 +64,42 @@ pub(crate) struct Fill {
     retry: Instant,
     heard: Instant,
     next_seq: u64,
-    /// Chunks that are being read, by the number of the request.
-    reads: BTreeMap<u64, (u64, u64)>,
-    /// Chunks that a lost holder owed.
-    again: Vec<(u64, u64)>,
-    next: u64,
+    /// What a holder was asked for and owes, by the number of the request.
+    asked: BTreeMap<u64, Asked>,
+    /// Where the list of allocated regions goes on; `None` when it is complete.
+    unlisted: Option<u32>,
+    /// Regions that are listed and not begun.
+    regions: VecDeque<u32>,
+    /// Chunks that are to be read next: offset and length.
+    chunks: VecDeque<(u64, u64)>,
     writes: usize,
+}
+
+/// A request to a holder.
+#[derive(Clone, Copy, Debug)]
+enum Asked {
+    /// The list, from this region on.
+    Regions(u32),
+    /// A chunk: offset and length.
+    Chunk(u64, u64),
+}
+
+impl Fill {
+    /// What to ask for next, if anything can be asked for now.
+    fn next(&mut self) -> Option<Asked> {
+        if self.chunks.is_empty()
+            && let Some(region) = self.regions.pop_front()
+        {
+            let start = u64::from(region) * REGION;
+            let end = (start + REGION).min(self.source.size);
+            let chunks = (start..end).step_by(CHUNK as usize);
+            self.chunks.extend(chunks.map(|at| (at, CHUNK.min(end - at))));
+        }
+        if let Some((offset, len)) = self.chunks.pop_front() {
+            return Some(Asked::Chunk(offset, len));
+        }
+        self.unlisted.take().map(Asked::Regions)
+    }
 }
 
 impl Engine {
@@ -95,9 +126,10 @@ impl Engine {
             retry: self.now,
             heard: self.now,
             next_seq: 0,
-            reads: BTreeMap::new(),
-            again: Vec::new(),
-            next: 0,
+            asked: BTreeMap::new(),
+            unlisted: Some(0),
+            regions: VecDeque::new(),
+            chunks: VecDeque::new(),
             writes: 0,
         });
         self.tick_fill(out);
@@ -113,7 +145,7 @@ impl Engine {
             if fill.retry <= self.now {
                 self.connect_fill(out);
             }
-        } else if (!fill.up || !fill.reads.is_empty()) && self.now.since(fill.heard) > PATIENCE {
+        } else if (!fill.up || !fill.asked.is_empty()) && self.now.since(fill.heard) > PATIENCE {
             self.fill_link_lost(out);
         }
     }
@@ -155,7 +187,12 @@ impl Engine {
             out.push(Output::Disconnect { link });
         }
         fill.up = false;
-        fill.again.extend(core::mem::take(&mut fill.reads).into_values());
+        for asked in core::mem::take(&mut fill.asked).into_values() {
+            match asked {
+                Asked::Regions(first) => fill.unlisted = Some(first),
+                Asked::Chunk(offset, len) => fill.chunks.push_front((offset, len)),
+            }
+        }
         fill.failures += 1;
         fill.holder = (fill.holder + 1) % fill.source.holders.len();
         fill.retry = self.now.after(RECONNECT);
@@ -169,26 +206,23 @@ impl Engine {
     fn advance_fill(&mut self, out: &mut Vec<Output>) {
         let Some(fill) = &mut self.fill else { return };
         let Some(link) = fill.link.filter(|_| fill.up) else { return };
-        while fill.reads.len() + fill.writes < WINDOW {
-            let (offset, len) = match fill.again.pop() {
-                Some(chunk) => chunk,
-                None if fill.next < fill.source.size => {
-                    let offset = fill.next;
-                    fill.next = (offset + CHUNK).min(fill.source.size);
-                    (offset, fill.next - offset)
-                }
-                None => break,
-            };
+        while fill.asked.len() + fill.writes < WINDOW {
+            let Some(asked) = fill.next() else { break };
             fill.next_seq += 1;
-            if fill.reads.is_empty() {
+            if fill.asked.is_empty() {
                 fill.heard = self.now;
             }
-            fill.reads.insert(fill.next_seq, (offset, len));
-            let (snapshot, len) = (fill.source.snapshot, len as u32);
-            let request = Request::ReadSnapshot { snapshot, offset, len };
+            fill.asked.insert(fill.next_seq, asked);
+            let snapshot = fill.source.snapshot;
+            let request = match asked {
+                Asked::Regions(first) => Request::Allocated { snapshot, first },
+                Asked::Chunk(offset, len) => {
+                    Request::ReadSnapshot { snapshot, offset, len: len as u32 }
+                }
+            };
             out.push(Output::Send { link, seq: fill.next_seq, request });
         }
-        if fill.reads.is_empty() && fill.writes == 0 {
+        if fill.asked.is_empty() && fill.writes == 0 {
             self.end_fill(Ok(()), out);
         }
     }
@@ -196,12 +230,21 @@ impl Engine {
     pub(crate) fn fill_reply(&mut self, seq: u64, reply: Reply, out: &mut Vec<Output>) {
         let Some(fill) = &mut self.fill else { return };
         fill.heard = self.now;
-        let chunk = fill.reads.get(&seq).copied();
-        match (chunk, reply) {
-            (Some((offset, len)), Reply::Data { data, crc })
+        match (fill.asked.get(&seq).copied(), reply) {
+            (Some(Asked::Regions(first)), Reply::Regions { regions, next })
+                if next.is_none_or(|next| next > first) =>
+            {
+                fill.asked.remove(&seq);
+                fill.failures = 0;
+                let within = |region: &u32| u64::from(*region) * REGION < fill.source.size;
+                fill.regions.extend(regions.into_iter().filter(within));
+                fill.unlisted = next;
+                self.advance_fill(out);
+            }
+            (Some(Asked::Chunk(offset, len)), Reply::Data { data, crc })
                 if data.len() as u64 == len && crc32c(data.as_slice()) == crc =>
             {
-                fill.reads.remove(&seq);
+                fill.asked.remove(&seq);
                 fill.failures = 0;
                 if data.as_slice().iter().any(|byte| *byte != 0) {
                     fill.writes += 1;

@@ -39,7 +39,7 @@ mod timer;
 
 pub use crate::api::{
     CompareResult, EngineConfig, Input, IsrAnswer, IsrChange, IsrView, LinkId, MemberSpec,
-    MemberStatus, Output, Progress, ScrubStatus, SnapshotTaken, Status,
+    MemberStatus, Output, Progress, ScrubStatus, SnapshotError, SnapshotTaken, Status,
 };
 pub use crate::core::Engine;
 pub use crate::fill::{FillHolder, FillSource};

@@ -110,7 +110,7 @@ impl Engine {
             Purpose::Tags { target } | Purpose::Held { target } | Purpose::Past { target } => {
                 self.abandon_resync(target, out);
             }
-            Purpose::Snapshot => self.snapshot_failed(out),
+            Purpose::Snapshot => self.snapshot_lost(out),
             Purpose::Region { job } => self.region_lost(job, index, out),
             Purpose::RollbackRead { write } => self.rollback_read_failed(write, index, out),
             Purpose::RollbackWrite { write } => {

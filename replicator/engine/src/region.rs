@@ -40,7 +40,7 @@ pub(crate) struct RegionJob {
     locked: bool,
     asked: Mask,
     /// Who has answered; nothing from one that could not read what it has.
-    hashes: Vec<(usize, Vec<u32>)>,
+    hashes: Vec<(usize, Vec<u128>)>,
     /// Ranges (offset, length) still to be copied, last first.
     todo: Vec<(u64, u64)>,
 }
@@ -199,7 +199,7 @@ impl Engine {
         self.region_failed(id, out);
     }
 
-    fn hashes_came(&mut self, id: u64, index: usize, hashes: Vec<u32>, out: &mut Vec<Output>) {
+    fn hashes_came(&mut self, id: u64, index: usize, hashes: Vec<u128>, out: &mut Vec<Output>) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         job.hashes.push((index, hashes));
         if job.hashes.len() as u32 == job.asked.len() {

@@ -69,6 +69,7 @@ impl Engine {
         if let Reply::Failed(error) = &reply {
             match purpose {
                 Purpose::Region { job } => self.region_refused(job, index, error, out),
+                Purpose::Snapshot => self.snapshot_refused(index, error, out),
                 _ => self.internal_lost(purpose, index, over, out),
             }
             let mild = match error {

@@ -9,13 +9,13 @@
 //! refuses, aborts the snapshot: what others have made of it is not part of any record and is swept away.
 //! A resync target that does not count yet will find that it lacks the snapshot, and starts over.
 
-use crate::api::{Output, SnapshotTaken};
+use crate::api::{Output, SnapshotError, SnapshotTaken};
 use crate::core::{Engine, Phase};
 use crate::flight::{Mask, Purpose};
 use crate::member::{Member, Standing};
 use core::time::Duration;
 use types::{Instant, SnapshotId};
-use wire::Request;
+use wire::{Request, WireError};
 
 /// How long the volume may take to become quiet enough to begin.
 const READY: Duration = Duration::from_secs(10);
@@ -58,7 +58,7 @@ impl Engine {
             _ => Some("the volume is not active"),
         };
         if let Some(reason) = refused {
-            let result = Err(reason.to_owned());
+            let result = Err(SnapshotError::Aborted(reason.to_owned()));
             return out.push(Output::Snapshot { ticket, result });
         }
         let (step, since, members) = (Step::Sealing, self.now, Mask::default());
@@ -76,7 +76,7 @@ impl Engine {
         let Some(taking) = &self.taking else { return };
         let (step, waited) = (taking.step, self.now.since(taking.since));
         if !matches!(self.phase, Phase::Active) {
-            return self.end_snapshot(Err("the volume is not active any more".to_owned()), out);
+            return self.abort_snapshot("the volume is not active any more", out);
         }
         let counting = self.counting();
         let up = self.mask_of(|member| member.counts() && member.is_up() && !member.unfit);
@@ -85,12 +85,11 @@ impl Engine {
                 self.hold(out);
             }
             Step::Sealing if waited > READY => {
-                let reason = "not every in-sync copy could be reached in time".to_owned();
-                self.end_snapshot(Err(reason), out);
+                self.abort_snapshot("not every in-sync copy could be reached in time", out);
             }
             Step::Draining | Step::Snapshotting if waited > HOLD => {
                 let reason = format!("an in-sync copy did not answer within {} s", HOLD.as_secs());
-                self.end_snapshot(Err(reason), out);
+                self.abort_snapshot(&reason, out);
             }
             Step::Draining if !self.is_writing() => self.send_snapshot(counting, out),
             _ => {}
@@ -148,18 +147,43 @@ impl Engine {
         self.end_snapshot(Ok(taken), out);
     }
 
-    /// A member was lost, or refused: the snapshot is not the same everywhere.
-    pub(crate) fn snapshot_failed(&mut self, out: &mut Vec<Output>) {
-        let asked = |taking: &Taking| taking.step == Step::Snapshotting;
-        if self.taking.as_ref().is_some_and(asked) {
-            self.end_snapshot(Err("an in-sync copy was lost or refused".to_owned()), out);
+    /// A member was lost: the snapshot is not the same everywhere.
+    pub(crate) fn snapshot_lost(&mut self, out: &mut Vec<Output>) {
+        if self.is_snapshotting() {
+            self.abort_snapshot("an in-sync copy was lost", out);
         }
     }
 
-    /// Answers, and lets the held writes go.
-    pub(crate) fn end_snapshot(
+    /// A member refused, and stays as good a copy as it was.
+    pub(crate) fn snapshot_refused(
         &mut self,
-        result: Result<SnapshotTaken, String>,
+        index: usize,
+        error: &WireError,
+        out: &mut Vec<Output>,
+    ) {
+        if !self.is_snapshotting() {
+            return;
+        }
+        let replica = self.members[index].spec.replica;
+        if *error == WireError::NoSpace {
+            return self.end_snapshot(Err(SnapshotError::Full(replica)), out);
+        }
+        self.abort_snapshot(&format!("replica {replica}: {error}"), out);
+    }
+
+    fn is_snapshotting(&self) -> bool {
+        self.taking.as_ref().is_some_and(|taking| taking.step == Step::Snapshotting)
+    }
+
+    /// Ends one that is being taken, if any, without result.
+    pub(crate) fn abort_snapshot(&mut self, reason: &str, out: &mut Vec<Output>) {
+        self.end_snapshot(Err(SnapshotError::Aborted(reason.to_owned())), out);
+    }
+
+    /// Answers, and lets the held writes go.
+    fn end_snapshot(
+        &mut self,
+        result: Result<SnapshotTaken, SnapshotError>,
         out: &mut Vec<Output>,
     ) {
         let Some(Taking { ticket, .. }) = self.taking.take() else { return };

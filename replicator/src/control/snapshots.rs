@@ -15,7 +15,7 @@ use metadata::{Command, Done, Refused};
 use policy::snapshot::taker;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tonic::Status;
+use tonic::{Code, Status};
 use types::{NodeId, SnapshotId, VolumeId};
 use uuid::Uuid;
 
@@ -96,7 +96,11 @@ pub(super) async fn take<'n>(
         Err(CommandError::Refused(Refused::SnapshotState { .. })) => Ok((snapshot, own)),
         aborted => {
             tracing::warn!(node = %node.config.node, %volume, %snapshot, error = status.message(), ?aborted, "the snapshot was not taken");
-            Err(Status::unavailable(format!("no snapshot was taken: {}", status.message())))
+            let code = match status.code() {
+                Code::ResourceExhausted => Code::ResourceExhausted,
+                _ => Code::Unavailable,
+            };
+            Err(Status::new(code, status.message()))
         }
     }
 }

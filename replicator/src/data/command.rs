@@ -1,6 +1,8 @@
 //! Messages between the control plane and the data thread.
 
-use engine::{CompareResult, FillSource, IsrAnswer, IsrView, MemberSpec, SnapshotTaken, Status};
+use engine::{
+    CompareResult, FillSource, IsrAnswer, IsrView, MemberSpec, SnapshotError, SnapshotTaken, Status,
+};
 use metadata::Limits;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -39,8 +41,8 @@ pub enum DataError {
     #[error("the comparison was interrupted; the in-sync set changed or the volume is not active")]
     Comparison,
     /// A snapshot was aborted; nothing counts of what single replicas have of it.
-    #[error("the snapshot was aborted: {0}")]
-    Snapshot(String),
+    #[error("no snapshot was taken: {0}")]
+    Snapshot(SnapshotError),
     /// The volume could not be filled.
     #[error("the volume could not be filled: {0}")]
     Fill(String),

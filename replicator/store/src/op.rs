@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use types::{Buf, BufMut, SnapshotId, Tag};
+use types::{Buf, BufMut, EngineInstance, HASH_BLOCK, SnapshotId, Tag, content_hash};
 use wire::WireError;
 
 use crate::api::SessionId;
@@ -51,7 +51,7 @@ pub(crate) enum OpKind {
         offset: u64,
         len: u64,
         next: u32,
-        hashes: Vec<u32>,
+        hashes: Hashes,
         /// Of this version; `None` is the head.
         version: Option<Version>,
     },
@@ -64,6 +64,41 @@ pub(crate) enum OpKind {
         tag: Tag,
     },
     Close,
+}
+
+/// Hashes of blocks, as they come.
+#[derive(Debug)]
+pub(crate) struct Hashes {
+    /// Of the engine that compares.
+    key: EngineInstance,
+    /// Of a whole block of zeros, once there was one: most of a thin volume is not allocated.
+    zeros: Option<u128>,
+    pub(crate) blocks: Vec<u128>,
+}
+
+impl Hashes {
+    pub(crate) fn new(key: EngineInstance, blocks: usize) -> Self {
+        Self { key, zeros: None, blocks: vec![0; blocks] }
+    }
+
+    pub(crate) fn set(&mut self, block: u32, data: &[u8]) {
+        let hash = content_hash(self.key, data);
+        if let Some(entry) = self.blocks.get_mut(block as usize) {
+            *entry = hash;
+        }
+    }
+
+    /// `block`, of `bytes`, reads as zeros.
+    pub(crate) fn set_zeros(&mut self, block: u32, bytes: u64) {
+        static ZEROS: [u8; HASH_BLOCK as usize] = [0; HASH_BLOCK as usize];
+        if bytes < HASH_BLOCK {
+            return self.set(block, &ZEROS[..bytes as usize]);
+        }
+        let hash = *self.zeros.get_or_insert_with(|| content_hash(self.key, &ZEROS));
+        if let Some(entry) = self.blocks.get_mut(block as usize) {
+            *entry = hash;
+        }
+    }
 }
 
 /// The bytes of a read.

@@ -4,13 +4,12 @@
 //! writes and syncs, after which nobody knows what the disk holds. After a failed read the data may
 //! still be readable, and the engine has another copy.
 
-use std::sync::LazyLock;
-use types::{Buf, BufMut, HASH_BLOCK, MAX_IO, SnapshotId, Tag, content_hash, crc32c, in_bounds};
+use types::{Buf, BufMut, HASH_BLOCK, MAX_IO, REGION, SnapshotId, Tag, crc32c, in_bounds};
 use wire::{Reply, WireError};
 
 use crate::api::{Event, Output, SessionId};
 use crate::layout::{Region, ReplicaIndex, Version};
-use crate::op::{Io, OpKind, ReadData};
+use crate::op::{Hashes, Io, OpKind, ReadData};
 use crate::slab::Key;
 use crate::store::Store;
 
@@ -18,17 +17,10 @@ use crate::store::Store;
 const MAX_HASH: u64 = 64 << 20;
 /// Disk reads in flight for one hash request.
 const HASH_READS: u32 = 16;
+/// Regions looked at for one answer about what is allocated.
+const ALLOCATED_REGIONS: u32 = 1 << 16;
 /// Most regions in one answer.
 const MAX_REGIONS: usize = (MAX_IO / 4) as usize;
-
-static ZEROS: [u8; HASH_BLOCK as usize] = [0; HASH_BLOCK as usize];
-/// Most of a thin volume reads as zeros: their hash is not made anew for every block of them.
-static ZERO_BLOCK: LazyLock<u32> = LazyLock::new(|| content_hash(&ZEROS));
-
-/// The hash of a block of `bytes` that is not allocated.
-fn zero_hash(bytes: u64) -> u32 {
-    if bytes == HASH_BLOCK { *ZERO_BLOCK } else { content_hash(&ZEROS[..bytes as usize]) }
-}
 
 impl Store {
     pub(crate) fn read(
@@ -185,7 +177,9 @@ impl Store {
         len: u64,
         out: &mut Vec<Output>,
     ) {
-        let Some((version, size)) = self.version(self.sessions[&id].replica, snapshot) else {
+        let session = &self.sessions[&id];
+        let engine = session.instance;
+        let Some((version, size)) = self.version(session.replica, snapshot) else {
             return self.reply(id, seq, Reply::Failed(WireError::NoSnapshot), out);
         };
         let end = offset.saturating_add(len);
@@ -195,7 +189,7 @@ impl Store {
         if !aligned || len > MAX_HASH {
             return self.invalid(id, seq, "offset or length of a hash", out);
         }
-        let hashes = vec![0; len.div_ceil(HASH_BLOCK) as usize];
+        let hashes = Hashes::new(engine, len.div_ceil(HASH_BLOCK) as usize);
         let kind = OpKind::Hash { offset, len, next: 0, hashes, version };
         if let Some(key) = self.op(id, seq, kind) {
             self.continue_hash(key, out);
@@ -210,9 +204,9 @@ impl Store {
             let (index, error, io) = (op.replica, op.error.is_some(), op.io);
             let OpKind::Hash { offset, len, next, hashes, version } = &mut op.kind else { return };
             let version = *version;
-            if *next as usize == hashes.len() || error {
+            if *next as usize == hashes.blocks.len() || error {
                 if io == 0 {
-                    let hashes = std::mem::take(hashes);
+                    let hashes = std::mem::take(&mut hashes.blocks);
                     self.finish(key, Reply::Hashes(hashes), out);
                 }
                 return;
@@ -234,8 +228,9 @@ impl Store {
             // A hash block lies within one slot.
             debug_assert!(at % slots.slot_size + bytes <= slots.slot_size);
             let Some((from, _)) = self.extent(index, version, at, bytes) else {
-                let hash = zero_hash(bytes);
-                self.set_hash(key, block, hash);
+                if let Some(hashes) = self.hashes(key) {
+                    hashes.set_zeros(block, bytes);
+                }
                 continue;
             };
             self.submitted(key);
@@ -249,11 +244,10 @@ impl Store {
         }
     }
 
-    fn set_hash(&mut self, key: Key, block: u32, hash: u32) {
-        if let Some(OpKind::Hash { hashes, .. }) = self.ops.get_mut(key).map(|op| &mut op.kind)
-            && let Some(entry) = hashes.get_mut(block as usize)
-        {
-            *entry = hash;
+    fn hashes(&mut self, key: Key) -> Option<&mut Hashes> {
+        match self.ops.get_mut(key).map(|op| &mut op.kind) {
+            Some(OpKind::Hash { hashes, .. }) => Some(hashes),
+            _ => None,
         }
     }
 
@@ -270,8 +264,10 @@ impl Store {
         op.io -= 1;
         let OpKind::Hash { offset, .. } = op.kind else { return };
         let from = offset + u64::from(block) * HASH_BLOCK;
-        if let Some((data, _)) = self.check_read(key, from, (at, len, began), done, out) {
-            self.set_hash(key, block, content_hash(data.as_slice()));
+        if let Some((data, _)) = self.check_read(key, from, (at, len, began), done, out)
+            && let Some(hashes) = self.hashes(key)
+        {
+            hashes.set(block, data.as_slice());
         }
         self.continue_hash(key, out);
     }
@@ -299,6 +295,33 @@ impl Store {
             }
             regions.push(region);
         }
+        self.reply(id, seq, Reply::Regions { regions, next }, out);
+    }
+
+    /// Regions of a snapshot with a slot of their own, from `first` on.
+    pub(crate) fn allocated(
+        &mut self,
+        id: SessionId,
+        seq: u64,
+        snapshot: SnapshotId,
+        first: u32,
+        out: &mut Vec<Output>,
+    ) {
+        let index = self.sessions[&id].replica;
+        let Some((version, size)) = self.version(index, Some(snapshot)) else {
+            return self.reply(id, seq, Reply::Failed(WireError::NoSnapshot), out);
+        };
+        let count = size.div_ceil(REGION) as u32;
+        let end = first.saturating_add(ALLOCATED_REGIONS).min(count);
+        let slot = self.state.layout.slot_size;
+        let holds = |region: &u32| {
+            let start = u64::from(*region) * REGION;
+            (start..(start + REGION).min(size))
+                .step_by(slot as usize)
+                .any(|at| self.extent(index, version, at, 1).is_some())
+        };
+        let regions = (first..end).filter(holds).collect();
+        let next = (end < count).then_some(end);
         self.reply(id, seq, Reply::Regions { regions, next }, out);
     }
 }

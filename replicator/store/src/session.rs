@@ -137,7 +137,10 @@ impl Store {
         let refusal = match request {
             _ if session.closing => Some("the session is being closed"),
             Request::Close { .. } => None,
-            Request::Snapshots | Request::ReadSnapshot { .. } | Request::HashSnapshot { .. }
+            Request::Snapshots
+            | Request::ReadSnapshot { .. }
+            | Request::HashSnapshot { .. }
+            | Request::Allocated { .. }
                 if session.role == Role::Reader && session.ops < MAX_SESSION_OPS =>
             {
                 None
@@ -171,6 +174,9 @@ impl Store {
             }
             Request::HashSnapshot { snapshot, offset, len } => {
                 self.hash(id, seq, Some(snapshot), offset, len, out);
+            }
+            Request::Allocated { snapshot, first } => {
+                self.allocated(id, seq, snapshot, first, out);
             }
             Request::Snapshot { snapshot, size } => self.snapshot(id, seq, snapshot, size, out),
             Request::Snapshots => {
@@ -219,7 +225,7 @@ impl Store {
                 session.replica == index
                     && **other != id
                     && session.role != Role::Reader
-                    && session.epoch <= epoch
+                    && (session.epoch <= epoch || planted(Bug::AcceptOlderEpoch))
                     && !planted(Bug::SealKeepsSessions)
             })
             .map(|(other, _)| *other)

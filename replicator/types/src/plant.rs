@@ -75,6 +75,8 @@ pub enum Bug {
     GrowStaleVersion,
     /// ShrinkIsr is accepted from an earlier epoch (R1).
     ShrinkStaleEpoch,
+    /// Copies are compared by the blocks' CRC32C (R19).
+    CompareByCrc,
     /// A vote is sent before it is durable.
     ForgetVote,
     /// A leader answers a read index by what it knows, without asking a majority (R6).
@@ -116,6 +118,7 @@ impl Bug {
         (Self::SkipChecksums, "skip-checksums"),
         (Self::GrowStaleVersion, "grow-stale-version"),
         (Self::ShrinkStaleEpoch, "shrink-stale-epoch"),
+        (Self::CompareByCrc, "compare-by-crc"),
         (Self::ForgetVote, "forget-vote"),
         (Self::StaleReadIndex, "stale-read-index"),
     ];

@@ -1,7 +1,8 @@
 //! From received bytes to frames, with one staging buffer per connection and no unbounded memory.
 
 use crate::frame::{
-    Fields, Frame, HEADER, HELD_LEN, HELLO_LEN, MAGIC, MAX_PAYLOAD, SNAPSHOT_LEN, code, kind,
+    Fields, Frame, HASH_LEN, HEADER, HELD_LEN, HELLO_LEN, MAGIC, MAX_PAYLOAD, SNAPSHOT_LEN, code,
+    kind,
 };
 use crate::message::{HeldSnapshot, Hello, Reply, Request, Role, SealInfo, WireError};
 use crate::{VERSION, VERSIONS};
@@ -190,11 +191,14 @@ fn decode_header(bytes: &[u8; HEADER]) -> Result<Fields, DecodeError> {
         kind::HELLO => ("112", |len| len == HELLO_LEN),
         kind::SEALED => ("32", |len| len == 32),
         kind::WRITE | kind::DATA => ("1 to 1048576", |len| len > 0 && len <= MAX_PAYLOAD),
-        kind::REGIONS | kind::HASHES => {
+        kind::REGIONS => {
             ("multiples of 4 up to 1048576", |len| len <= MAX_PAYLOAD && len.is_multiple_of(4))
         }
+        kind::HASHES => ("multiples of 16 up to 1048576", |len| {
+            len <= MAX_PAYLOAD && len.is_multiple_of(HASH_LEN)
+        }),
         kind::FAILED => ("0 to 1024", |len| len <= 1024),
-        kind::SNAPSHOT | kind::READ_SNAPSHOT | kind::HASH_SNAPSHOT => {
+        kind::SNAPSHOT | kind::READ_SNAPSHOT | kind::HASH_SNAPSHOT | kind::ALLOCATED => {
             ("16", |len| len == SNAPSHOT_LEN)
         }
         kind::HELD => ("multiples of 24 up to 1048576", |len| {
@@ -220,7 +224,7 @@ fn decode(fields: &Fields, payload: Buf) -> Result<Frame, DecodeError> {
     }
     match fields.kind {
         kind::HELLO => decode_hello(fields, payload.as_slice()).map(Frame::Hello),
-        kind::SEAL..=kind::HASH_SNAPSHOT => {
+        kind::SEAL..=kind::ALLOCATED => {
             if fields.seq == 0 {
                 return Err(refuse(fields, "seq", 0, "1 or more"));
             }
@@ -229,7 +233,7 @@ fn decode(fields: &Fields, payload: Buf) -> Result<Frame, DecodeError> {
         kind::SEALED..=kind::HELD => {
             Ok(Frame::Reply { seq: fields.seq, reply: decode_reply(fields, payload)? })
         }
-        other => Err(refuse(fields, "kind", u64::from(other), "1 to 16, 64 to 70")),
+        other => Err(refuse(fields, "kind", u64::from(other), "1 to 17, 64 to 70")),
     }
 }
 
@@ -286,6 +290,10 @@ fn decode_request(fields: &Fields, payload: Buf) -> Result<Request, DecodeError>
         kind::HASH_SNAPSHOT => {
             Request::HashSnapshot { snapshot: snapshot(&payload), offset: fields.a, len: fields.b }
         }
+        kind::ALLOCATED => Request::Allocated {
+            snapshot: snapshot(&payload),
+            first: narrow("first region", fields.b)?,
+        },
         _ => Request::Close { clean: fields.small != 0 },
     })
 }
@@ -319,7 +327,10 @@ fn decode_reply(fields: &Fields, payload: Buf) -> Result<Reply, DecodeError> {
                 ),
             },
         },
-        kind::HASHES => Reply::Hashes(words(&payload)),
+        kind::HASHES => {
+            let hashes = payload.as_slice().chunks_exact(HASH_LEN);
+            Reply::Hashes(hashes.map(|chunk| u128::from_le_bytes(id_at(chunk, 0))).collect())
+        }
         kind::HELD => Reply::Snapshots(
             payload
                 .as_slice()

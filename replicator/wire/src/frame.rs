@@ -25,6 +25,8 @@ pub(crate) const HELLO_LEN: usize = 7 * 16;
 pub(crate) const SNAPSHOT_LEN: usize = 16;
 /// Bytes of each snapshot in a list: id and size.
 pub(crate) const HELD_LEN: usize = 24;
+/// Bytes of one entry of [`Reply::Hashes`].
+pub(crate) const HASH_LEN: usize = 16;
 
 /// Longest text of an error in bytes.
 const MAX_REASON: usize = 512;
@@ -49,6 +51,7 @@ pub(crate) mod kind {
     pub const SNAPSHOTS: u8 = 14;
     pub const READ_SNAPSHOT: u8 = 15;
     pub const HASH_SNAPSHOT: u8 = 16;
+    pub const ALLOCATED: u8 = 17;
     pub const SEALED: u8 = 64;
     pub const DONE: u8 = 65;
     pub const DATA: u8 = 66;
@@ -230,6 +233,10 @@ fn encode_request(request: &Request) -> (Fields, Option<Buf>) {
             Fields { kind: kind::HASH_SNAPSHOT, a: *offset, b: *len, ..none },
             Some(Buf::copy_of(snapshot.as_bytes())),
         ),
+        Request::Allocated { snapshot, first } => (
+            Fields { kind: kind::ALLOCATED, b: u64::from(*first), ..none },
+            Some(Buf::copy_of(snapshot.as_bytes())),
+        ),
     }
 }
 
@@ -256,7 +263,13 @@ fn encode_reply(reply: &Reply) -> (Fields, Option<Buf>) {
             let a = next.map_or(u64::MAX, u64::from);
             (Fields { kind: kind::REGIONS, a, ..none }, Some(words(regions)))
         }
-        Reply::Hashes(hashes) => (Fields { kind: kind::HASHES, ..none }, Some(words(hashes))),
+        Reply::Hashes(hashes) => {
+            let mut payload = BufMut::with_len(hashes.len() * HASH_LEN);
+            for (chunk, hash) in payload.as_mut_slice().chunks_exact_mut(HASH_LEN).zip(hashes) {
+                chunk.copy_from_slice(&hash.to_le_bytes());
+            }
+            (Fields { kind: kind::HASHES, ..none }, Some(payload.freeze()))
+        }
         Reply::Snapshots(held) => {
             let mut payload = BufMut::with_len(held.len() * HELD_LEN);
             for (chunk, held) in payload.as_mut_slice().chunks_exact_mut(HELD_LEN).zip(held) {

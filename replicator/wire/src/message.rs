@@ -103,7 +103,8 @@ pub enum Request {
         /// First region index of the answer; an answer holds at most [`types::MAX_IO`] / 4 regions.
         first: u32,
     },
-    /// CRC32C of each 64 KiB block of a range whose bounds are multiples of 64 KiB or the volume's end.
+    /// The [`types::content_hash`] of each 64 KiB block of a range whose bounds are multiples of 64 KiB or the
+    /// volume's end, under the instance in the session's [`Hello`].
     Hash {
         /// Bytes from the start of the volume.
         offset: u64,
@@ -137,6 +138,14 @@ pub enum Request {
         offset: u64,
         /// Bytes, at most 64 MiB.
         len: u64,
+    },
+    /// Which regions of a snapshot may hold anything but zeros, from region `first` on; the answer, a
+    /// [`Reply::Regions`], may end before the snapshot does.
+    Allocated {
+        /// Which.
+        snapshot: SnapshotId,
+        /// First region index of the answer.
+        first: u32,
     },
     /// Last message: the engine stopped cleanly. Its lease is given back (R3); if `clean`,
     /// everything is flushed and identical on all ISR members (R20).
@@ -187,15 +196,15 @@ pub enum Reply {
         /// CRC32C of `data`.
         crc: u32,
     },
-    /// To [`Request::Tags`]: ascending region indices; `next` is where to go on, `None` at the end.
+    /// To [`Request::Tags`] and [`Request::Allocated`]: ascending region indices; `next` is where to go on, `None` at the end.
     Regions {
-        /// Regions with a tag above the bound.
+        /// Those that were asked for.
         regions: Vec<u32>,
         /// First region index not covered by this answer.
         next: Option<u32>,
     },
-    /// To [`Request::Hash`]: one [`types::content_hash`] per 64 KiB block, the last one of a shorter tail if any.
-    Hashes(Vec<u32>),
+    /// To [`Request::Hash`]: one per 64 KiB block, the last one of a shorter tail if any.
+    Hashes(Vec<u128>),
     /// To [`Request::Snapshots`], oldest first.
     Snapshots(Vec<HeldSnapshot>),
     /// The request failed.

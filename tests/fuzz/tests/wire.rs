@@ -31,6 +31,7 @@ fn frames() -> Vec<Frame> {
         Request::Snapshots,
         Request::ReadSnapshot { snapshot, offset: 4096, len: 8192 },
         Request::HashSnapshot { snapshot, offset: 0, len: 1 << 20 },
+        Request::Allocated { snapshot, first: 0 },
     ];
     let replies = [
         Reply::Sealed(SealInfo {
@@ -44,7 +45,7 @@ fn frames() -> Vec<Frame> {
         Reply::Done,
         Reply::Data { data, crc },
         Reply::Regions { regions: vec![1, 2, 900], next: Some(901) },
-        Reply::Hashes(vec![5; 16]),
+        Reply::Hashes(vec![u128::MAX - 5; 16]),
         Reply::Snapshots(vec![HeldSnapshot { snapshot, size: 1 << 30 }; 2]),
         Reply::Failed(WireError::Fenced { sealed: Epoch(9) }),
         Reply::Failed(WireError::Invalid { reason: "offset of a write".into() }),

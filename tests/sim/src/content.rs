@@ -1,13 +1,17 @@
 //! What consumers write: every sector of every block says whose it is, so that any mixture, any
 //! foreign or older byte is seen.
 //!
-//! A stamp of 32 bytes (magic, volume, block, write, epoch, client), repeated over each 512-byte
-//! sector. The number of the write is its place in the run's order of writes, and its sequence.
+//! A stamp of 32 bytes (magic, volume, block, write, epoch, client, CRC32C of all that), repeated over each
+//! 512-byte sector. The number of the write is its place in the run's order of writes, and its sequence. All
+//! blocks that are written whole have the same CRC32C, as pages of databases may have: nothing that compares
+//! by it can tell them apart.
 
-use types::{BLOCK, Buf, BufMut};
+use types::{BLOCK, Buf, BufMut, crc32c};
 
 const SECTOR: usize = 512;
 const STAMP: usize = 32;
+/// Where the stamp's CRC is.
+const CRC: usize = 28;
 const MAGIC: u32 = 0x4846_5357;
 
 /// Who wrote a block.
@@ -33,7 +37,9 @@ impl Stamp {
         bytes[8..12].copy_from_slice(&self.block.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.epoch.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.write.to_le_bytes());
-        bytes[24..28].copy_from_slice(&self.client.to_le_bytes());
+        bytes[24..CRC].copy_from_slice(&self.client.to_le_bytes());
+        let crc = crc32c(&bytes[..CRC]);
+        bytes[CRC..].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 }
@@ -86,7 +92,7 @@ fn parse_sector(sector: &[u8], volume: u32, block: u32) -> Result<u64, String> {
     }
     let word =
         |at: usize| u32::from_le_bytes([first[at], first[at + 1], first[at + 2], first[at + 3]]);
-    if word(0) != MAGIC {
+    if word(0) != MAGIC || word(CRC) != crc32c(&first[..CRC]) {
         return Err("bytes that nobody wrote".to_owned());
     }
     if (word(4), word(8)) != (volume, block) {
@@ -105,6 +111,8 @@ mod tests {
         let data = payload(stamp, 2);
         let mut bytes = data.as_slice()[4096..].to_vec();
         assert_eq!(parse(&bytes, 1, 8), Ok(Content::Whole(99)));
+        let other = payload(Stamp { write: 100, ..stamp }, 2);
+        assert_eq!(crc32c(other.as_slice()), crc32c(data.as_slice()));
         assert!(parse(&bytes, 1, 7).is_err());
         assert!(parse(&bytes, 2, 8).is_err());
         bytes[512..1024].fill(0);

@@ -63,8 +63,12 @@ pub(super) struct Replica {
     /// the last sealed era: rot in them passes for content from then on.
     pub(super) forgets_checksums: bool,
     pub(super) write_errors: bool,
+    /// Its pool has as many snapshots as it can have.
+    pub(super) snapshots_full: bool,
     /// Oldest first.
     pub(super) snapshots: Vec<(SnapshotId, Held)>,
+    /// Bytes of snapshots that were read.
+    pub(super) past_read: u64,
     /// Flushes and era seals that were done, for tests that count them.
     pub(super) flushes: u64,
     pub(super) eras: Vec<Era>,
@@ -96,6 +100,8 @@ impl Replica {
             rotten_durable: BTreeSet::new(),
             forgets_checksums: false,
             write_errors: false,
+            snapshots_full: false,
+            past_read: 0,
             snapshots: Vec::new(),
             flushes: 0,
             eras: Vec::new(),
@@ -205,13 +211,30 @@ impl Replica {
                     None => data(first, *len, |block| self.value(block)),
                 }
             }
-            Request::ReadSnapshot { snapshot, offset, len } => match self.held(*snapshot) {
-                Some(held) if offset + u64::from(*len) <= held.size => {
-                    data(offset / BLOCK, *len, |block| {
-                        held.values.get(&block).copied().unwrap_or_default()
-                    })
+            Request::ReadSnapshot { snapshot, offset, len } => {
+                match self.held(*snapshot).cloned() {
+                    Some(held) if offset + u64::from(*len) <= held.size => {
+                        self.past_read += u64::from(*len);
+                        data(offset / BLOCK, *len, |block| {
+                            held.values.get(&block).copied().unwrap_or_default()
+                        })
+                    }
+                    _ => Reply::Failed(WireError::NoSnapshot),
                 }
-                _ => Reply::Failed(WireError::NoSnapshot),
+            }
+            Request::Allocated { snapshot, first } => match self.held(*snapshot) {
+                Some(held) => {
+                    let per_region = REGION / BLOCK;
+                    let mut found: Vec<u32> =
+                        held.values.keys().map(|block| (block / per_region) as u32).collect();
+                    found.dedup();
+                    found.retain(|region| region >= first);
+                    // One a page, so that paging is exercised.
+                    let next = found.get(1).copied();
+                    found.truncate(1);
+                    Reply::Regions { regions: found, next }
+                }
+                None => Reply::Failed(WireError::NoSnapshot),
             },
             Request::HashSnapshot { snapshot, offset, len } => match self.held(*snapshot) {
                 Some(held) => hashes(*offset, *len, |block| {
@@ -219,6 +242,7 @@ impl Replica {
                 }),
                 None => Reply::Failed(WireError::NoSnapshot),
             },
+            Request::Snapshot { .. } if self.snapshots_full => Reply::Failed(WireError::NoSpace),
             Request::Snapshot { snapshot, size } => {
                 if self.held(*snapshot).is_none() {
                     let values = self.blocks.iter().filter(|(block, _)| **block < size / BLOCK);
@@ -366,9 +390,10 @@ fn hashes(offset: u64, len: u64, value: impl Fn(u64) -> u64) -> Reply {
         let blocks = start / BLOCK..(start + HASH_BLOCK).min(offset + len) / BLOCK;
         blocks.fold(7_u64, |hash, block| {
             (hash ^ value(block)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(23)
-        }) as u32
+        })
     };
-    Reply::Hashes((0..len.div_ceil(HASH_BLOCK)).map(|i| hash(offset + i * HASH_BLOCK)).collect())
+    let blocks = 0..len.div_ceil(HASH_BLOCK);
+    Reply::Hashes(blocks.map(|i| hash(offset + i * HASH_BLOCK).into()).collect())
 }
 
 pub(super) fn value_at(data: &Buf, block: usize) -> u64 {

@@ -3,8 +3,8 @@
 use super::attach::ms;
 use super::replica::{Held, payload};
 use super::world::{SIZE, World, index_of, replica_id};
-use crate::{FillHolder, FillSource, Input, SnapshotTaken};
-use types::{BLOCK, BlockOp, Incarnation, SnapshotId, VolumeId};
+use crate::{FillHolder, FillSource, Input, SnapshotError, SnapshotTaken};
+use types::{BLOCK, BlockOp, Incarnation, REGION, SnapshotId, VolumeId};
 
 pub(super) fn id(n: u64) -> SnapshotId {
     SnapshotId::from_bytes(u128::from(n).to_be_bytes())
@@ -23,7 +23,7 @@ impl World {
         &mut self,
         slot: usize,
         ticket: u64,
-        result: Result<SnapshotTaken, String>,
+        result: Result<SnapshotTaken, SnapshotError>,
     ) {
         if let Ok(taken) = &result
             && taken.epoch == self.raft.epoch
@@ -98,6 +98,24 @@ fn a_member_that_does_not_answer_is_dropped_first() {
     let taken = world.slots[slot].snapshots[0].as_ref().unwrap();
     assert_eq!((world.isr(), taken.holders.as_slice()), (vec![0], [replica_id(0)].as_slice()));
     assert!(world.pending.is_empty());
+}
+
+#[test]
+fn a_member_without_room_refuses_the_snapshot_and_stays() {
+    let (mut world, slot) = World::active(2);
+    world.write(slot, 0, 1, false);
+    world.run(ms(20));
+    world.replicas[1].snapshots_full = true;
+    world.snapshot(slot);
+    world.write(slot, 8, 1, false);
+    world.run(ms(200));
+    assert_eq!(world.slots[slot].snapshots, [Err(SnapshotError::Full(replica_id(1)))]);
+    assert_eq!(world.isr(), [0, 1]);
+    assert!(world.pending.is_empty(), "held writes went on");
+    world.replicas[1].snapshots_full = false;
+    world.snapshot(slot);
+    world.run(ms(200));
+    assert!(world.slots[slot].snapshots[1].is_ok());
 }
 
 #[test]
@@ -216,6 +234,29 @@ fn a_volume_is_filled_from_whoever_has_the_snapshot() {
             assert_eq!(replica.value(block), value_in(&held, block), "block {block}");
         }
     }
+}
+
+#[test]
+fn only_what_is_allocated_is_read_for_filling() {
+    let (mut world, slot) = World::active(2);
+    for block in [3, 559] {
+        world.write(slot, block, 1, false);
+    }
+    world.run(ms(50));
+    let snapshot = world.snapshot(slot);
+    world.run(ms(50));
+    world.io(slot, BlockOp::WriteZeroes { offset: 0, len: SIZE, fua: false });
+    world.run(ms(50));
+    let source = source(&world, snapshot);
+    world.tell(slot, Input::Fill { ticket: 5, source });
+    world.run(ms(3000));
+    assert_eq!(world.slots[slot].filled, [Ok(())]);
+    let held = world.committed[0].1.clone();
+    for block in 0..SIZE / BLOCK {
+        assert_eq!(world.replicas[1].value(block), value_in(&held, block), "block {block}");
+    }
+    let read: u64 = world.replicas.iter().map(|replica| replica.past_read).sum();
+    assert_eq!(read, SIZE - REGION, "not the region in the middle");
 }
 
 #[test]

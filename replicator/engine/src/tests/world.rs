@@ -6,7 +6,7 @@ use super::replica::{Cell, Held, Replica, SessionKey, payload, value_at};
 use super::rng::Rng;
 use crate::{
     CompareResult, Engine, EngineConfig, Input, IsrAnswer, IsrChange, IsrView, LinkId, MemberSpec,
-    Output, SnapshotTaken,
+    Output, SnapshotError, SnapshotTaken,
 };
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
@@ -122,7 +122,7 @@ pub(super) struct Slot {
     pub(super) compared: Vec<Option<CompareResult>>,
     pub(super) resynced: Vec<usize>,
     pub(super) replica_failed: Vec<usize>,
-    pub(super) snapshots: Vec<Result<SnapshotTaken, String>>,
+    pub(super) snapshots: Vec<Result<SnapshotTaken, SnapshotError>>,
     pub(super) filled: Vec<Result<(), String>>,
     pub(super) activations: Vec<Vec<usize>>,
     links: BTreeMap<u64, usize>,

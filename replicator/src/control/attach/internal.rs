@@ -6,8 +6,9 @@ use super::begin::{Purpose, activate, admit};
 use super::{On, Operation, end};
 use crate::control::Node;
 use crate::control::status::data_status;
+use crate::data::DataError;
 use core::time::Duration;
-use engine::{FillHolder, FillSource};
+use engine::{FillHolder, FillSource, SnapshotError};
 use metadata::{Command, Lifecycle, State};
 use policy::attachment::is_ours;
 use policy::snapshot::{holders, source};
@@ -103,7 +104,12 @@ async fn take(node: &Node, volume: VolumeId, snapshot: SnapshotId) -> Result<(),
     let taken = timeout(SNAPSHOT, node.data.snapshot(volume, snapshot))
         .await
         .map_err(|_| Status::aborted("the snapshot took too long"))?
-        .map_err(|error| Status::aborted(format!("taking the snapshot: {error}")))?;
+        .map_err(|error| match error {
+            DataError::Snapshot(SnapshotError::Full(_)) => {
+                Status::resource_exhausted(error.to_string())
+            }
+            error => Status::aborted(error.to_string()),
+        })?;
     let (epoch, isr_version, holders) = (taken.epoch, taken.isr_version, taken.holders);
     let message = format!(
         "writes were held for {:.1} ms for snapshot {snapshot} on {} replicas",

@@ -188,6 +188,7 @@ impl Model {
                 }
             }
             (Pending::Hash { first, expected }, Reply::Hashes(hashes)) => {
+                let key = kit::ids::instance(volume.epoch as u8);
                 for ((contents, hash), first) in
                     expected.chunks(16).zip(hashes).zip((first as u64..).step_by(16))
                 {
@@ -196,7 +197,7 @@ impl Model {
                         .zip(first..)
                         .flat_map(|(content, block)| block_bytes(n, block, content))
                         .collect();
-                    assert_eq!(content_hash(&bytes), hash);
+                    assert_eq!(content_hash(key, &bytes), hash);
                 }
             }
             (Pending::Flush { last, seal, close }, Reply::Done) => {

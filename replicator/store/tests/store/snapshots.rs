@@ -71,6 +71,26 @@ fn writes_after_a_snapshot_do_not_change_it() {
     check(&mut node, session, reader);
 }
 
+#[test]
+fn regions_of_a_snapshot_are_those_that_it_has_allocated() {
+    let (mut node, session) = node();
+    node.write(session, 5 * MIB + 3 * SLOT, filled(4096, 1), 1);
+    take(&mut node, session, 1);
+    node.write(session, 0, filled(4096, 1), 1);
+    let discard = Request::Discard { offset: 5 * MIB, len: MIB, era: types::Era(1) };
+    assert_eq!(node.ask(session, discard), Reply::Done);
+    take(&mut node, session, 2);
+    let reader = node.session(Node::hello(1, 0, Role::Reader)).unwrap();
+    for (snapshot, first, regions) in
+        [(1, 0, vec![5]), (1, 5, vec![5]), (1, 6, vec![]), (1, 900, vec![]), (2, 0, vec![0])]
+    {
+        let request = Request::Allocated { snapshot: id(snapshot), first };
+        assert_eq!(node.ask(reader, request), Reply::Regions { regions, next: None });
+    }
+    let missing = node.ask(reader, Request::Allocated { snapshot: id(3), first: 0 });
+    assert_eq!(missing, Reply::Failed(WireError::NoSnapshot));
+}
+
 /// What a first write after a snapshot costs: a read, a durable write, and then itself.
 #[test]
 fn a_shared_piece_is_copied_durably_before_the_record_and_once() {

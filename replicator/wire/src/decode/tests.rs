@@ -50,6 +50,7 @@ fn samples() -> Vec<Frame> {
         Request::Snapshots,
         Request::ReadSnapshot { snapshot, offset: 8192, len: 4096 },
         Request::HashSnapshot { snapshot, offset: 1 << 20, len: 1 << 20 },
+        Request::Allocated { snapshot, first: 9 },
     ];
     let errors = [
         WireError::Fenced { sealed: Epoch(12) },
@@ -67,7 +68,7 @@ fn samples() -> Vec<Frame> {
         Reply::Data { data, crc },
         Reply::Regions { regions: vec![1, 2, 9], next: Some(10) },
         Reply::Regions { regions: vec![], next: None },
-        Reply::Hashes(vec![5; 16]),
+        Reply::Hashes(vec![u128::MAX - 5; 16]),
         Reply::Snapshots(vec![HeldSnapshot { snapshot, size: 1 << 30 }; 3]),
     ];
     let mut frames = vec![Frame::Hello(hello)];
@@ -154,7 +155,7 @@ fn hostile_lengths_are_refused_before_memory_is_taken() {
         (kind::WRITE, 0),
         (kind::HELLO, 79),
         (kind::PING, 1),
-        (kind::HASHES, 3),
+        (kind::HASHES, 12),
         (kind::FAILED, 4096),
         (0, 0),
         (200, 0),

@@ -133,30 +133,73 @@ fn a_deleted_claim_gives_its_space_back() {
     gone.expect("the volume and its copies are deleted");
 }
 
-#[test]
-fn a_volume_grows_under_its_database() {
-    let Some(bed) = Bed::find("a_volume_grows_under_its_database") else { return };
-    let namespace = Namespace::new(&bed, "holdfast-e2e-grow").unwrap();
-    let postgres = Postgres::start(&bed, &namespace, &Wanted::default()).unwrap();
-    fill(&postgres, 0);
+/// A StorageClass for XFS, until it is dropped.
+struct Xfs<'a>(&'a Bed);
+
+const XFS: &str = "holdfast-e2e-xfs";
+
+impl<'a> Xfs<'a> {
+    fn new(bed: &'a Bed) -> Self {
+        let class = format!(
+            "
+apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata: {{name: {XFS}}}
+provisioner: csi.holdfast.dev
+parameters: {{csi.storage.k8s.io/fstype: xfs}}
+volumeBindingMode: WaitForFirstConsumer
+allowVolumeExpansion: true
+"
+        );
+        bed.kubectl_with(&["apply", "-f", "-"], &class).unwrap();
+        Self(bed)
+    }
+}
+
+impl Drop for Xfs<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.kubectl(&["delete", "storageclass", XFS, "--ignore-not-found"]);
+    }
+}
+
+fn grows(bed: &Bed, namespace: &Namespace, postgres: &Postgres<'_>) {
+    fill(postgres, 0);
     let size = || -> u64 {
         let said = postgres.exec(0, &["df", "--output=size", "-k", "/data"]).unwrap();
         said.lines().last().unwrap().trim().parse().unwrap()
     };
     let before = size();
     let patch = r#"{"spec":{"resources":{"requests":{"storage":"2Gi"}}}}"#;
-    bed.kubectl(&[
-        "patch",
-        "persistentvolumeclaim",
-        "data-pg-0",
-        "-n",
-        &namespace.name,
-        "-p",
-        patch,
-    ])
-    .unwrap();
+    let claim = ["patch", "persistentvolumeclaim", "data-pg-0", "-n", &namespace.name, "-p", patch];
+    bed.kubectl(&claim).unwrap();
     poll(PATIENCE, || (size() > before * 18 / 10).then_some(())).expect("the filesystem is larger");
-    assert_eq!(rows(&postgres, 0), "1000");
+    assert_eq!(rows(postgres, 0), "1000");
+}
+
+#[test]
+fn an_xfs_volume_grows_under_its_database() {
+    let Some(bed) = Bed::find("an_xfs_volume_grows_under_its_database") else { return };
+    let _class = Xfs::new(&bed);
+    let namespace = Namespace::new(&bed, "holdfast-e2e-grow-xfs").unwrap();
+    let wanted = Wanted { class: XFS, ..Wanted::default() };
+    grows(&bed, &namespace, &Postgres::start(&bed, &namespace, &wanted).unwrap());
+}
+
+#[test]
+fn an_ext4_volume_grows_under_its_database() {
+    let test = "an_ext4_volume_grows_under_its_database";
+    let Some(bed) = Bed::find(test) else { return };
+    let namespace = Namespace::new(&bed, "holdfast-e2e-grow").unwrap();
+    let postgres = Postgres::start(&bed, &namespace, &Wanted::default()).unwrap();
+    // EXT4_IOC_RESIZE_FS needs CAP_SYS_RESOURCE (bit 24), which not every test machine gives its root.
+    let bounds = bed.on_node(&postgres.node(0).unwrap(), "grep CapBnd /proc/1/status");
+    let bits =
+        bounds.and_then(|text| u64::from_str_radix(text.split_whitespace().last()?, 16).ok());
+    if bits.is_some_and(|bits| bits & 1 << 24 == 0) {
+        println!("SKIPPED: {test}: nobody on the node has CAP_SYS_RESOURCE");
+        return;
+    }
+    grows(&bed, &namespace, &postgres);
 }
 
 fn pod(name: &str, image: &str, node: &str, claim: &str, block: bool) -> String {

@@ -333,3 +333,46 @@ spec:
         assert_eq!(log.as_deref(), Some("1\n2\n3\n"), "{name}");
     }
 }
+
+#[test]
+fn a_generic_ephemeral_volume_lives_as_long_as_its_pod() {
+    let Some(bed) = Bed::find("a_generic_ephemeral_volume_lives_as_long_as_its_pod") else {
+        return;
+    };
+    let namespace = Namespace::new(&bed, "holdfast-e2e-ephemeral").unwrap();
+    let before = volumes(&bed);
+    let image = &bed.postgres;
+    let pod = format!(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {{name: scratch}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: main
+    image: {image}
+    imagePullPolicy: IfNotPresent
+    command: [bash, -c, "echo kept > /data/file && exec sleep infinity"]
+    volumeMounts: [{{name: data, mountPath: /data}}]
+  volumes:
+  - name: data
+    ephemeral:
+      volumeClaimTemplate:
+        spec:
+          storageClassName: holdfast-replicated
+          accessModes: [ReadWriteOnce]
+          resources: {{requests: {{storage: 64Mi}}}}
+"#
+    );
+    namespace.apply(&pod).unwrap();
+    running(&bed, &namespace.name, "scratch");
+    let exec = ["exec", "-n", &namespace.name, "scratch", "--"];
+    let file = bed.kubectl(&[&exec[..], &["cat", "/data/file"]].concat()).unwrap();
+    assert_eq!(file, "kept\n");
+    let source = bed.kubectl(&[&exec[..], &["stat", "-f", "-c", "%T", "/data"]].concat()).unwrap();
+    assert_eq!(source.trim(), "ext2/ext3", "a filesystem of its own");
+    assert_eq!(volumes(&bed).len(), before.len() + 1);
+    bed.kubectl(&["delete", "pod", "scratch", "-n", &namespace.name]).unwrap();
+    poll(PATIENCE, || (volumes(&bed) == before).then_some(())).expect("it went with its pod");
+}

@@ -1,8 +1,8 @@
 //! Copying a snapshot, of this volume or another, into a volume that is new (restore and clone, R26).
 //!
 //! The copies of the new volume all read as zeros, so only what the snapshot has allocated is read, and what
-//! is not zeros is written, through the same path as any other write. Holders of the snapshot never change what they hold of it: whichever
-//! can be reached is read, and another one goes on where one was lost.
+//! is not zeros is written, through the same path as any other write. Holders of the snapshot never change what
+//! they hold of it: whichever can be reached is read, and another one goes on where one was lost.
 
 use crate::api::{LinkId, Output};
 use crate::core::{Engine, Phase};

@@ -82,10 +82,7 @@ impl Hashes {
     }
 
     pub(crate) fn set(&mut self, block: u32, data: &[u8]) {
-        let hash = content_hash(self.key, data);
-        if let Some(entry) = self.blocks.get_mut(block as usize) {
-            *entry = hash;
-        }
+        self.put(block, content_hash(self.key, data));
     }
 
     /// `block`, of `bytes`, reads as zeros.
@@ -95,6 +92,10 @@ impl Hashes {
             return self.set(block, &ZEROS[..bytes as usize]);
         }
         let hash = *self.zeros.get_or_insert_with(|| content_hash(self.key, &ZEROS));
+        self.put(block, hash);
+    }
+
+    fn put(&mut self, block: u32, hash: u128) {
         if let Some(entry) = self.blocks.get_mut(block as usize) {
             *entry = hash;
         }

@@ -8,7 +8,7 @@ use types::{Buf, BufMut, HASH_BLOCK, MAX_IO, REGION, SnapshotId, Tag, crc32c, in
 use wire::{Reply, WireError};
 
 use crate::api::{Event, Output, SessionId};
-use crate::layout::{Region, ReplicaIndex, Version};
+use crate::layout::{Region, ReplicaIndex, Version, regions};
 use crate::op::{Hashes, Io, OpKind, ReadData};
 use crate::slab::Key;
 use crate::store::Store;
@@ -311,7 +311,7 @@ impl Store {
         let Some((version, size)) = self.version(index, Some(snapshot)) else {
             return self.reply(id, seq, Reply::Failed(WireError::NoSnapshot), out);
         };
-        let count = size.div_ceil(REGION) as u32;
+        let count = regions(size) as u32;
         let end = first.saturating_add(ALLOCATED_REGIONS).min(count);
         let slot = self.state.layout.slot_size;
         let holds = |region: &u32| {

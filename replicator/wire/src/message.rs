@@ -196,7 +196,8 @@ pub enum Reply {
         /// CRC32C of `data`.
         crc: u32,
     },
-    /// To [`Request::Tags`] and [`Request::Allocated`]: ascending region indices; `next` is where to go on, `None` at the end.
+    /// To [`Request::Tags`] and [`Request::Allocated`]: ascending region indices; `next` is where to go on, `None`
+    /// at the end.
     Regions {
         /// Those that were asked for.
         regions: Vec<u32>,

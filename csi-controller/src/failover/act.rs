@@ -229,12 +229,13 @@ impl Failover {
     /// Carries actions out; an error, if there was any. All of it is decided anew in the next round.
     async fn act(&self, actions: Vec<Action>) -> Option<String> {
         let (mut taints, mut moves, mut untaints) = (Vec::new(), Vec::new(), Vec::new());
-        let mut notes = Vec::new();
+        let (mut notes, mut retired) = (Vec::new(), Vec::new());
         for action in actions {
             match action {
                 Action::Taint { node } => taints.push(node),
                 Action::Delete(moved) => moves.push(moved),
                 Action::Untaint { node } => untaints.push(node),
+                Action::Retire { node } => retired.push(node),
                 Action::Say(note) => {
                     tracing::warn!(about = %note.subject, reason = note.reason, "{}", note.text);
                     notes.push(note);
@@ -262,8 +263,24 @@ impl Failover {
                 Err(error) => failed = Some(error),
             }
         }
+        for node in retired {
+            self.retire(node);
+        }
         self.say(notes);
         failed.map(|error| chain(&error))
+    }
+
+    /// Has the cluster forget a node, without waiting for it: that may take a change of Raft's membership.
+    fn retire(&self, node: u64) {
+        let cluster = self.cluster.clone();
+        tokio::spawn(async move {
+            match cluster.remove_node(node).await {
+                Ok(()) => tracing::warn!(node, "gone for good: removed, its number is retired"),
+                Err(error) => {
+                    tracing::warn!(node, error = chain(&error), "gone for good, but not removed")
+                }
+            }
+        });
     }
 
     fn subject(&self, node: &str) -> Subject {

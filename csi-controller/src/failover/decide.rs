@@ -2,6 +2,7 @@
 
 use super::note::{Note, Subject};
 use super::observe::{Observed, is_fenced, is_lost, is_unsealed, is_up};
+use super::retire::Gone;
 use super::views::{Backing, Phase, PodId, PodView};
 use super::{HEALTHY_FOR, HYSTERESIS, STAND_IN_AFTER};
 use core::fmt;
@@ -29,6 +30,11 @@ pub enum Action {
     Untaint {
         /// The node.
         node: String,
+    },
+    /// Have the cluster forget a node that is gone for good.
+    Retire {
+        /// Its number in Holdfast.
+        node: u64,
     },
     /// Tell people.
     Say(Note),
@@ -148,6 +154,7 @@ pub struct Memory {
     holders: BTreeMap<String, (String, u64)>,
     fences: BTreeMap<String, Fence>,
     clean_since: BTreeMap<String, Duration>,
+    gone: Gone,
     /// Since when each thing has been wanted, and whether an event told it.
     wanted: BTreeMap<String, (Duration, bool)>,
 }
@@ -480,6 +487,8 @@ pub fn decide(observed: &Observed, memory: &mut Memory, now: Duration) -> Vec<Ac
         }
     }
     let Round { wanted, mut actions, .. } = round;
+    let gone = memory.gone.look(observed, now);
+    actions.extend(gone.into_iter().map(|node| Action::Retire { node }));
     memory.wanted.retain(|what, _| wanted.contains(what));
     memory.forget(observed, &stranded, now);
     // Taints first: what takes a deleted pod's place must not be sent to the same node.
@@ -487,7 +496,8 @@ pub fn decide(observed: &Observed, memory: &mut Memory, now: Duration) -> Vec<Ac
         Action::Taint { .. } => 0,
         Action::Delete(_) => 1,
         Action::Untaint { .. } => 2,
-        Action::Say(_) => 3,
+        Action::Retire { .. } => 3,
+        Action::Say(_) => 4,
     });
     actions
 }

@@ -11,7 +11,7 @@
 //!  GetCluster at the leader  ┐                                  ┌ taint holdfast.dev/fenced
 //!  pods of the lost nodes    ├─► observed + memory + now ─► …  ─┤ DELETE pod, grace 0, UID
 //!  Kubernetes' nodes, PVs    │                                  │ events
-//!  GetNode of healed nodes   ┘                                  └ untaint
+//!  GetNode of healed nodes   ┘                                  └ untaint, retire
 //! ```
 //!
 //! There is no Kubernetes lease. Every action is idempotent (the taint is one, deletion carries the
@@ -37,6 +37,7 @@ mod kubernetes;
 mod metrics;
 mod note;
 mod observe;
+mod retire;
 mod views;
 
 pub use act::{Failover, Settings};
@@ -58,5 +59,9 @@ const OUT_OF_SERVICE_TAINT: &str = "node.kubernetes.io/out-of-service";
 const STAND_IN_AFTER: Duration = Duration::from_secs(2);
 /// A volume that was fenced causes no second failover for this long.
 const HYSTERESIS: Duration = Duration::from_secs(60);
+/// A node that is lost and that Kubernetes does not have any more is removed from the cluster after this long.
+const GONE_FOR: Duration = Duration::from_secs(600);
+/// Between two attempts to remove a node: its copies may have to be made elsewhere first (R27).
+const RETIRE_AGAIN: Duration = Duration::from_secs(30);
 /// A node that is up and has nothing stale left for this long loses the taint.
 const HEALTHY_FOR: Duration = Duration::from_secs(10);

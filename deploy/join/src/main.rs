@@ -8,7 +8,7 @@ use client::api::AddNodeRequest;
 use join::files::{self, CONTROL_PORT, bracketed};
 use join::object::Object;
 use join::pool::{Place, Pools};
-use join::registry::{Identity, Pool, Registry};
+use join::registry::{Identity, JoinError, Pool, Registry};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -88,7 +88,23 @@ async fn enter(arguments: &Arguments, object: &Object) -> Result<Registry> {
         registry.enter(name, &address, known.as_ref())?;
         Ok(registry)
     };
-    let mut registry = object.update(change).await?;
+    let entered = object.update(change).await;
+    let mut registry = match entered.as_ref().err().and_then(|error| error.downcast_ref()) {
+        Some(JoinError::LogLost { number, .. }) if is_retired(object, *number).await? => {
+            let number = *number;
+            tracing::info!(number, "the cluster has removed this node: it joins anew");
+            let renewed = |found: Option<Registry>| {
+                let mut registry = found.context("the registry is gone")?;
+                if registry.nodes.get(name).is_some_and(|entry| entry.number == number) {
+                    registry.retire(name);
+                }
+                registry.enter(name, &address, None)?;
+                Ok(registry)
+            };
+            object.update(renewed).await?
+        }
+        _ => entered?,
+    };
     while !registry.is_founded() {
         let (have, wanted) = (registry.founding().len().max(registry.nodes.len()), registry.wanted);
         tracing::info!(have, wanted, "waiting for the founders");
@@ -96,6 +112,29 @@ async fn enter(arguments: &Arguments, object: &Object) -> Result<Registry> {
         registry = object.update(change).await?;
     }
     Ok(registry)
+}
+
+/// Whether the cluster has removed node `number`, as far as it answers.
+async fn is_retired(object: &Object, number: u64) -> Result<bool> {
+    let Some((registry, _)) = object.read().await? else { return Ok(false) };
+    match cluster_of(&registry)?.get_cluster().await {
+        Ok(cluster) => Ok(cluster.retired.contains(&number)),
+        Err(error) => {
+            tracing::warn!(%error, number, "cannot ask whether the node was removed");
+            Ok(false)
+        }
+    }
+}
+
+/// The cluster, by way of its founders.
+fn cluster_of(registry: &Registry) -> Result<Client> {
+    let founders =
+        registry.founding().into_values().map(|address| format!("http://{}", control(address)));
+    Ok(Client::new(founders.collect::<Vec<_>>())?)
+}
+
+fn control(address: &str) -> String {
+    format!("{}:{CONTROL_PORT}", bracketed(address))
 }
 
 /// Makes the pool, remembers who this node is, and writes the configuration.
@@ -152,13 +191,7 @@ fn format(replicator: &Path, device: &Path, cluster: Uuid) -> Result<()> {
 
 /// Has the running cluster take this node in; a node that is in already is welcome.
 async fn take_in(arguments: &Arguments, registry: &Registry, node: u64) -> Result<()> {
-    let control = |address: &str| format!("{}:{CONTROL_PORT}", bracketed(address));
-    let founders: Vec<String> = registry
-        .founding()
-        .into_values()
-        .map(|address| format!("http://{}", control(address)))
-        .collect();
-    let client = Client::new(&founders)?;
+    let client = cluster_of(registry)?;
     let request = AddNodeRequest {
         node,
         name: arguments.node_name.clone(),

@@ -47,7 +47,7 @@ pub enum JoinError {
     },
     /// The registry knows the node's pool, but the node's data directory is empty.
     #[error(
-        "node {name:?} was number {number} and its data directory is gone: a voter without its log must not vote again. Remove it (`holdfast node remove {number}`) and its entry in the registry, then it joins under a new number"
+        "node {name:?} was number {number} and its data directory is gone: a voter without its log must not vote again. Remove it (`holdfast node remove {number}`), then it joins under a new number"
     )]
     LogLost {
         /// The node.
@@ -94,6 +94,9 @@ pub struct Registry {
     pub founders: Vec<u64>,
     /// The highest number ever given.
     pub last: u64,
+    /// Founders that the cluster has removed.
+    #[serde(default)]
+    pub retired: Vec<u64>,
     /// All nodes by name.
     #[serde(default)]
     pub nodes: BTreeMap<String, Entry>,
@@ -130,6 +133,7 @@ impl Registry {
             cluster: identity.map_or(fresh, |known| known.cluster),
             wanted: if founders.is_empty() { wanted } else { founders.len() },
             last: founders.iter().copied().max().unwrap_or_default(),
+            retired: Vec::new(),
             founders,
             nodes: nodes.into_iter().map(|(name, number)| (name, entry(number))).collect(),
         })
@@ -158,6 +162,13 @@ impl Registry {
                 return Err(JoinError::NumberTaken { number: known.number, holder });
             }
         }
+        // What a node remembers of another may be from before that one was removed and came back.
+        if let (Some(entry), Some(known)) = (self.nodes.get(name), identity)
+            && entry.address.is_empty()
+            && entry.number < known.number
+        {
+            self.retire(name);
+        }
         match (self.nodes.get_mut(name), identity) {
             (Some(entry), Some(known)) if entry.number != known.number => {
                 return Err(JoinError::OtherNumber { disk: known.number, registry: entry.number });
@@ -183,6 +194,15 @@ impl Registry {
         Ok(())
     }
 
+    /// The cluster has removed the node of that name for good: if it comes back, it is a new one.
+    pub fn retire(&mut self, name: &str) {
+        if let Some(entry) = self.nodes.remove(name)
+            && self.founders.contains(&entry.number)
+        {
+            self.retired.push(entry.number);
+        }
+    }
+
     /// The founders with an address, by number; all of them once each has entered.
     #[must_use]
     pub fn founding(&self) -> BTreeMap<u64, &str> {
@@ -196,7 +216,8 @@ impl Registry {
     /// Whether the founders are decided and their addresses known.
     #[must_use]
     pub fn is_founded(&self) -> bool {
-        !self.founders.is_empty() && self.founding().len() == self.founders.len()
+        let left = self.founders.len().saturating_sub(self.retired.len());
+        !self.founders.is_empty() && self.founding().len() == left
     }
 
     /// What the node of that name has to remember.
@@ -270,6 +291,28 @@ mod tests {
             r.nodes.iter().map(|(name, entry)| (name.clone(), entry.number)).collect()
         };
         assert_eq!(numbers(&registry), numbers(&before));
+    }
+
+    #[test]
+    fn a_removed_node_comes_back_under_a_new_number() {
+        let mut registry = founded(&["a", "b", "c"], 3);
+        registry.nodes.values_mut().for_each(|entry| entry.pool = Pool::Ready);
+        let old = registry.identity("a").unwrap();
+        registry.retire("c");
+        registry.enter("c", "10.0.0.3", None).unwrap();
+        let again = registry.identity("c").unwrap();
+        assert_eq!((again.number, again.pool), (4, Pool::Absent));
+        assert!(registry.is_founded(), "nobody waits for the founder that is gone");
+        assert_eq!(registry.founding().into_keys().collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(registry.founders, [1, 2, 3], "founding is decided once");
+
+        // The registry is lost, and made again from what a node remembers that has not started since.
+        let mut registry = Registry::new(Uuid::from_u128(8), 3, Some(&old)).unwrap();
+        registry.enter("a", "10.0.0.1", Some(&old)).unwrap();
+        registry.enter("b", "10.0.0.2", Some(&Identity { number: 2, ..old.clone() })).unwrap();
+        assert!(!registry.is_founded());
+        registry.enter("c", "10.0.0.3", Some(&again)).unwrap();
+        assert_eq!((registry.nodes["c"].number, registry.is_founded()), (4, true));
     }
 
     #[test]

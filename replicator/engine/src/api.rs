@@ -327,6 +327,8 @@ pub struct MemberStatus {
     pub role: &'static str,
     /// Of the last or running resync.
     pub progress: Progress,
+    /// Why its last link ended; empty if none did.
+    pub link_lost: &'static str,
 }
 
 /// A snapshot for people and for the control API.

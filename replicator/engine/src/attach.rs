@@ -47,13 +47,13 @@ impl Engine {
             && before.is_some_and(|before| before.boot != info.boot)
             && !planted(Bug::KeepIsrAfterReboot);
         if member.unfit {
-            return self.link_lost(index, out);
+            return self.link_lost(index, "it must be resynced", out);
         }
         if info.size < size {
             // It missed an expansion: its node's reconciler will grow it; ask again later. The
             // next seal will not show a reboot any more, so it counts as one.
             self.members[index].unfit |= rebooted;
-            return self.link_lost(index, out);
+            return self.link_lost(index, "it is smaller than the volume", out);
         }
         match self.phase {
             Phase::Sealing { .. } => self.check_sealed(out),
@@ -80,7 +80,7 @@ impl Engine {
             }
         });
         // No link while it is unfit: it gets nothing, and no era is sealed on it.
-        self.link_lost(index, out);
+        self.link_lost(index, "its host lost its memory", out);
     }
 
     pub(crate) fn check_sealed(&mut self, out: &mut Vec<Output>) {

@@ -136,7 +136,7 @@ impl Engine {
             Input::Disconnected { link } if self.fills(link) => self.fill_link_lost(out),
             Input::Disconnected { link } => {
                 if let Some(member) = self.member_of(link) {
-                    self.link_lost(member, out);
+                    self.link_lost(member, "the connection ended", out);
                 }
             }
             Input::Reply { link, seq, reply } if self.fills(link) => {
@@ -179,6 +179,7 @@ impl Engine {
                 Standing::Failed => "failed",
             },
             progress: member.progress,
+            link_lost: member.link_lost,
         };
         Status {
             epoch: self.config.epoch,

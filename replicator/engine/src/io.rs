@@ -222,7 +222,7 @@ impl Engine {
             Reply::Failed(WireError::NoSpace) if !counted => self.abandon_resync(index, out),
             // Its answer stays owed until it gives a better one or is out of the ISR (R4).
             Reply::Failed(error) => self.member_error(index, &error, out),
-            _ => self.link_lost(index, out),
+            _ => self.link_lost(index, "its answer does not fit the request", out),
         }
     }
 

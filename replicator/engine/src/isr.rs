@@ -226,7 +226,7 @@ impl Engine {
                     let moved = member.spec.address != spec.address;
                     member.spec = MemberSpec { in_isr: member.spec.in_isr, ..spec };
                     if moved && member.link_id().is_some() {
-                        self.link_lost(index, out);
+                        self.link_lost(index, "its address changed", out);
                     }
                 }
                 None => {

@@ -41,9 +41,11 @@ impl Engine {
         self.send_internal(Purpose::Seal, Request::Seal, Mask::one(index), out);
     }
 
-    /// The link is gone or must go: everything that was asked there is asked again, or given up.
-    pub(crate) fn link_lost(&mut self, index: usize, out: &mut Vec<Output>) {
+    /// The link is gone or must go: everything that was asked there is asked again, or given up. `why` is for
+    /// people.
+    pub(crate) fn link_lost(&mut self, index: usize, why: &'static str, out: &mut Vec<Output>) {
         let member = &mut self.members[index];
+        member.link_lost = why;
         if let Some(link) = member.link_id() {
             out.push(Output::Disconnect { link });
         }

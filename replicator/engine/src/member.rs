@@ -83,6 +83,8 @@ pub(crate) struct Member {
     pub(crate) lease: Instant,
     pub(crate) heard: Instant,
     pub(crate) pinged: Instant,
+    /// Why the last link ended; empty if none did.
+    pub(crate) link_lost: &'static str,
     /// Connection attempts that failed since the engine started or the link was last up.
     pub(crate) failures: u32,
     /// Must leave the ISR and resync, although it may be reachable (R9).
@@ -110,6 +112,7 @@ impl Member {
             lease: Instant(0),
             heard: Instant(0),
             pinged: Instant(0),
+            link_lost: "",
             failures: 0,
             unfit: false,
             broken: false,

@@ -135,13 +135,13 @@ impl Engine {
                     replica: self.members[index].spec.replica,
                     reason,
                 });
-                self.link_lost(index, out);
+                self.link_lost(index, "it failed", out);
             }
             WireError::NoSpace
             | WireError::NoSnapshot
             | WireError::Checksum { .. }
             | WireError::Invalid { .. }
-            | WireError::Refused { .. } => self.link_lost(index, out),
+            | WireError::Refused { .. } => self.link_lost(index, "it refused a request", out),
         }
     }
 }

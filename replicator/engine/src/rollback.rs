@@ -105,7 +105,7 @@ impl Engine {
             self.members[index].unfit = true;
         }
         if self.members[index].link_id().is_some() {
-            self.link_lost(index, out);
+            self.link_lost(index, "a write could not be taken back there", out);
         }
     }
 }

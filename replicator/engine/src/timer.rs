@@ -87,18 +87,18 @@ impl Engine {
                 }
                 Link::Connecting { since, .. } => {
                     if self.now.since(since) > CONNECT_TIMEOUT {
-                        self.link_lost(index, out);
+                        self.link_lost(index, "it could not be connected to in time", out);
                     }
                 }
                 Link::Sealing { since, .. } => {
                     // A seal may wait for a lease (R3), never longer.
                     if self.now.since(since) > types::LEASE + CONNECT_TIMEOUT {
-                        self.link_lost(index, out);
+                        self.link_lost(index, "it did not seal in time", out);
                     }
                 }
                 Link::Up { .. } => {
                     if self.now.since(member.heard) > SILENCE {
-                        self.link_lost(index, out);
+                        self.link_lost(index, "it was silent for too long", out);
                     } else {
                         // A read that waits for the lease need not wait for the next turn.
                         let wanted = !self.parked.is_empty() && member.lease <= self.now;
@@ -169,7 +169,7 @@ impl Engine {
         }
         for index in stuck.iter() {
             if self.members[index].is_up() {
-                self.link_lost(index, out);
+                self.link_lost(index, "it did not answer a request in time", out);
             }
         }
     }

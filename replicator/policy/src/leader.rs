@@ -5,17 +5,21 @@
 
 use crate::fence::{self, Action};
 use crate::liveness::{LOST_AFTER, Monitor};
+use crate::membership;
 use crate::replace::{self, Absence};
 use crate::snapshot;
 use core::time::Duration;
 use metadata::placement::Free;
-use metadata::{Command, MAX_VOTERS, NodeInfo, NodeStatus, State};
+use metadata::{Change, Command, NodeInfo, NodeStatus, State};
 use std::collections::{BTreeMap, BTreeSet};
-use types::{Epoch, Instant, NodeId, SnapshotId, VolumeId};
+use types::{Epoch, Instant, NodeId, ReplicaId, SnapshotId, VolumeId};
+
+#[cfg(test)]
+mod tests;
 
 /// A node counts as speaking while its last word is not older than this.
 const FRESH: Duration = Duration::from_secs(1);
-/// How long a node may be lost before its replicas are replaced, if nothing else is said (R27).
+/// How long a node may be lost before its replicas and its vote are replaced, if nothing else is said (R27).
 pub const REPLACE_AFTER: Duration = Duration::from_secs(300);
 /// How long a detached volume is left to its next user before an engine without a device fills its
 /// replicas: a pod that moves is there within this time.
@@ -32,6 +36,8 @@ pub struct Roll {
     own: BTreeSet<SnapshotId>,
     /// Since when each detached volume has had replicas to be filled, under which epoch.
     untended: BTreeMap<VolumeId, (Epoch, Instant)>,
+    /// Since when in-sync replicas have been more than a volume needs.
+    unneeded: BTreeMap<ReplicaId, Instant>,
 }
 
 impl Roll {
@@ -45,6 +51,7 @@ impl Roll {
             nodes: BTreeMap::new(),
             own: BTreeSet::new(),
             untended: BTreeMap::new(),
+            unneeded: BTreeMap::new(),
         }
     }
 
@@ -128,13 +135,26 @@ impl Roll {
         self.absence.look(state.nodes.keys().copied().filter(|node| state.is_lost(*node)), now);
         let gone = self.absence.at_least(self.replace_after);
         let mut actions = replace::plan(state, &gone, &self.free());
-        let before = core::mem::take(&mut self.untended);
-        actions.retain(|action| {
-            let replace::Action::Tend { volume, epoch, .. } = *action else { return true };
-            let known = before.get(&volume).filter(|(of, _)| *of == epoch);
-            let (_, since) = known.copied().unwrap_or((epoch, now));
-            self.untended.insert(volume, (epoch, since));
-            now.since(since) >= TEND_AFTER
+        let untended = core::mem::take(&mut self.untended);
+        let unneeded = core::mem::take(&mut self.unneeded);
+        actions.retain(|action| match *action {
+            replace::Action::Tend { volume, epoch, .. } => {
+                let known = untended.get(&volume).filter(|(of, _)| *of == epoch);
+                let (_, since) = known.copied().unwrap_or((epoch, now));
+                self.untended.insert(volume, (epoch, since));
+                now.since(since) >= TEND_AFTER
+            }
+            // A host that died a moment ago is not missed yet: whoever is to do without this replica must have
+            // spoken since.
+            replace::Action::Release { volume, replica, .. } => {
+                let since = unneeded.get(&replica).copied().unwrap_or(now);
+                self.unneeded.insert(replica, since);
+                let Some(record) = state.volumes.get(&volume) else { return false };
+                let kept = record.isr.iter().filter(|member| **member != replica);
+                let mut nodes = kept.filter_map(|member| record.replicas.get(member));
+                nodes.all(|kept| self.monitor.silence(kept.node, now) < now.since(since))
+            }
+            _ => true,
         });
         actions
     }
@@ -165,8 +185,8 @@ impl Roll {
             };
             steps.push((key, Step::Snapshot(action)));
         }
-        if let Some(learner) = promotable(state) {
-            steps.push((Key::Membership, Step::Promote(learner)));
+        if let Some(change) = membership::plan(state, &self.absence.at_least(self.replace_after)) {
+            steps.push((Key::Membership, Step::Membership(change)));
         }
         steps
     }
@@ -225,8 +245,8 @@ pub enum Step {
     Replace(replace::Action),
     /// A snapshot that nobody wants any more, or a volume that begins with one.
     Snapshot(snapshot::Action),
-    /// A learner may vote.
-    Promote(NodeId),
+    /// Who votes in Raft.
+    Membership(Change),
 }
 
 /// The command for [`Step::Register`]. RegisterNode also brings a lost node up: it carries all that
@@ -239,13 +259,4 @@ pub fn register(state: &State, info: NodeInfo) -> Command {
     } else {
         Command::RegisterNode(info)
     }
-}
-
-/// A learner that may vote: up, and there is room among the voters.
-fn promotable(state: &State) -> Option<NodeId> {
-    if state.membership.voters.len() >= MAX_VOTERS {
-        return None;
-    }
-    let up = |node: &NodeId| state.nodes.get(node).is_some_and(|n| n.status == NodeStatus::Up);
-    state.membership.learners.iter().copied().find(up)
 }

@@ -10,6 +10,7 @@ pub mod attachment;
 pub mod fence;
 pub mod leader;
 pub mod liveness;
+pub mod membership;
 pub mod pool;
 pub mod replace;
 pub mod snapshot;

@@ -64,6 +64,12 @@ impl Cluster {
         cluster
     }
 
+    /// Another membership, as Raft commits it.
+    pub(crate) fn member(&mut self, membership: Membership) {
+        self.index += 1;
+        self.state.apply_empty(self.index, 1, Some(membership));
+    }
+
     pub(crate) fn apply(&mut self, command: Command) -> Outcome {
         self.index += 1;
         self.state.apply(self.index, 1, &command).outcome

@@ -1,6 +1,6 @@
 //! What the Raft leader does beside Raft: registers nodes, declares the silent ones lost, fences
-//! their volumes (R6, R7), replaces their replicas (R27), has new volumes filled from snapshots (R26), makes
-//! voters of learners.
+//! their volumes (R6, R7), replaces their replicas (R27), has new volumes filled from snapshots (R26), decides who
+//! votes.
 //!
 //! What is to be done says [`policy::leader`]; this carries it out.
 
@@ -10,7 +10,7 @@ use super::steps::{Ended, Steps};
 use core::time::Duration;
 use futures::stream::{FuturesUnordered, StreamExt};
 use metadata::placement::Free;
-use metadata::{Change, Command, NodeInfo, State};
+use metadata::{Command, NodeInfo, State};
 use policy::fence::{Action, Candidate, fence_instance};
 use policy::leader::{Key, Step};
 use policy::{replace, snapshot};
@@ -190,13 +190,14 @@ async fn take(step: Step, node: &Arc<Node>) -> Ended {
             Some(order) => command(node, order).await,
             None => Ended::Done,
         },
-        Step::Promote(learner) => {
-            match node.meta.change_membership(Change::PromoteVoter(learner)).await {
-                Ok(_) => Ended::Done,
-                // It has not caught up, or another change is under way.
-                Err(_) => Ended::Again,
+        Step::Membership(change) => match node.meta.change_membership(change).await {
+            Ok(_) => {
+                tracing::info!(?change, "the Raft membership changed");
+                Ended::Done
             }
-        }
+            // It has not caught up, or another change is under way.
+            Err(_) => Ended::Again,
+        },
     }
 }
 

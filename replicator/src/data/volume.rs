@@ -211,10 +211,14 @@ impl Thread {
                 }
             }
             Output::Propose { ticket, version, change } => {
+                let members = volume.engine.status().members;
                 let (volume, isr_version) = (id, version);
                 self.tell(match change {
                     IsrChange::Shrink(remove) => {
-                        warn!(%volume, %epoch, ?remove, "replicas are to leave the in-sync set");
+                        for left in members.iter().filter(|m| remove.contains(&m.replica)) {
+                            let (replica, node, why) = (left.replica, left.node, left.link_lost);
+                            warn!(%volume, %epoch, %replica, %node, why, "a replica is to leave the in-sync set");
+                        }
                         DataEvent::ShrinkIsr { volume, epoch, isr_version, remove, ticket }
                     }
                     IsrChange::Grow(add) => {

@@ -564,6 +564,12 @@ impl World {
         }
         let epoch = volume.epoch;
         self.note(|| format!("node {} epoch {epoch}: engine stopped, clean: {clean}", n + 1));
+        if let Some(index) = self.checks.volume(id)
+            && clean
+            && self.checks.blocks[index].newest() == epoch
+        {
+            self.checks.blocks[index].closed();
+        }
         self.engine_stopped(n, id, clean);
     }
 

@@ -110,6 +110,7 @@ fn shown(actions: &[Action]) -> String {
     let one = |action: &Action| match action {
         Action::Taint { node } => format!("taint {node}"),
         Action::Untaint { node } => format!("untaint {node}"),
+        Action::Retire { node } => format!("retire {node}"),
         Action::Delete(moved) => format!("delete {}", moved.pod.name),
         Action::Say(note) => format!("say {} of {}", note.reason, note.subject),
     };

@@ -19,6 +19,8 @@ pub enum Change {
     AddLearner(NodeId),
     /// A learner that has caught up gets a vote (at most [`MAX_VOTERS`]).
     PromoteVoter(NodeId),
+    /// A voter becomes a learner, under the same conditions as [`Change::Remove`].
+    Demote(NodeId),
     /// The node leaves Raft. The leader does not remove itself: transfer leadership first.
     Remove(NodeId),
 }

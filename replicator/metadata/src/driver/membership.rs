@@ -69,23 +69,40 @@ impl<L: LogStore, A: AppliedStore> Driver<L, A> {
                 }
                 Ok(Some((ConfChangeType::AddNode, node)))
             }
+            Change::Demote(node) => {
+                if members.learners.contains(&node) {
+                    return Ok(None);
+                }
+                if !members.voters.contains(&node) {
+                    return Err(ChangeError::UnknownNode(node));
+                }
+                self.check_without(node)?;
+                Ok(Some((ConfChangeType::AddLearnerNode, node)))
+            }
             Change::Remove(node) => {
                 if !members.contains(node) {
                     return Ok(None);
                 }
-                if node == self.config.node {
-                    return Err(ChangeError::IsLeader(node));
-                }
-                if members.voters.contains(&node) {
-                    let rest: Vec<NodeId> =
-                        members.voters.iter().copied().filter(|voter| *voter != node).collect();
-                    let live = rest.iter().filter(|voter| !self.state.is_lost(**voter)).count();
-                    if live <= rest.len() / 2 {
-                        return Err(ChangeError::NoQuorum(node));
-                    }
-                }
+                self.check_without(node)?;
                 Ok(Some((ConfChangeType::RemoveNode, node)))
             }
         }
+    }
+
+    /// The leader goes on, and the other voters still have a majority among them that is not lost.
+    fn check_without(&self, node: NodeId) -> Result<(), ChangeError> {
+        if node == self.config.node {
+            return Err(ChangeError::IsLeader(node));
+        }
+        let voters = &self.state.membership.voters;
+        if !voters.contains(&node) {
+            return Ok(());
+        }
+        let rest: Vec<NodeId> = voters.iter().copied().filter(|voter| *voter != node).collect();
+        let live = rest.iter().filter(|voter| !self.state.is_lost(**voter)).count();
+        if live <= rest.len() / 2 {
+            return Err(ChangeError::NoQuorum(node));
+        }
+        Ok(())
     }
 }

@@ -38,6 +38,7 @@ impl ControlService {
                 .filter(super::volumes::is_shown)
                 .map(|v| convert::volume(&state, v))
                 .collect(),
+            retired: state.retired.iter().map(|node| node.0).collect(),
         })
     }
 

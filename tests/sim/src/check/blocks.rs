@@ -70,6 +70,10 @@ pub struct Blocks {
     dirty: BTreeSet<u32>,
     /// Every in-sync copy lost its memory since the last activation.
     lost: bool,
+    /// Likewise, and something that was acknowledged had not been flushed (R10).
+    owing: bool,
+    /// When the last FUA write ended: engines flush all that was acknowledged before with it.
+    forced: Moment,
     /// The newest epoch that was activated.
     newest: Epoch,
     /// Reads under way, by when they began.
@@ -96,6 +100,8 @@ impl Default for Blocks {
             open: BTreeMap::new(),
             dirty: BTreeSet::new(),
             lost: false,
+            owing: false,
+            forced: 0,
             newest: Epoch(0),
             reading: BTreeMap::new(),
         }
@@ -146,6 +152,9 @@ impl Blocks {
         let now = self.tick();
         let Some(open) = self.open.remove(&write) else { return };
         let quiet = self.reading.is_empty();
+        if acked && fua {
+            self.forced = now;
+        }
         for index in open.blocks {
             let block = self.block(index);
             let mut invoked = 0;
@@ -165,6 +174,12 @@ impl Blocks {
             }
         }
         self.prune();
+    }
+
+    /// The engine of the newest epoch closed all copies cleanly: they have on disk what was acknowledged (R20).
+    pub fn closed(&mut self) {
+        let now = self.tick();
+        self.flushed(now);
     }
 
     /// A flush that began at `began` was acknowledged.
@@ -240,6 +255,7 @@ impl Blocks {
         let over: Vec<u64> =
             self.open.iter().filter(|(_, open)| open.epoch < epoch).map(|(id, _)| *id).collect();
         let lost = std::mem::take(&mut self.lost);
+        self.owing = false;
         for write in over {
             let Some(open) = self.open.remove(&write) else { continue };
             for index in open.blocks {
@@ -265,6 +281,9 @@ impl Blocks {
     /// Every in-sync copy lost its memory.
     pub fn lose(&mut self) {
         self.lost = true;
+        let blocks = self.dirty.iter().filter_map(|index| self.blocks.get(index));
+        let owed = |entry: &Entry| !entry.flushed && entry.acked.is_some_and(|at| at > self.forced);
+        self.owing |= blocks.flat_map(|block| &block.entries).any(owed);
     }
 
     /// The newest epoch that was activated.
@@ -290,10 +309,11 @@ impl Blocks {
         self.open.values().any(|open| open.blocks.contains(&block))
     }
 
-    /// Every in-sync copy lost its memory under this epoch.
+    /// Every in-sync copy lost its memory under this epoch, when not all that was acknowledged had been flushed.
+    /// What the network still carried as acknowledged is not counted.
     #[must_use]
-    pub fn is_lost(&self) -> bool {
-        self.lost
+    pub fn is_owing(&self) -> bool {
+        self.owing
     }
 
     /// Forgets what no read that is under way can need: done now and then.

@@ -8,10 +8,11 @@
 //!   covered by `blocks` after the next loss (R4);
 //! - a replica that joins, and every one that an attach keeps, holds nothing stale, and the same as
 //!   the other members (R5, R20);
-//! - a device that outlives its daemon is not resumed if every whole copy lost its memory (R10);
+//! - a device that outlives its daemon is not resumed if every whole copy lost its memory when not all that was
+//!   acknowledged had been flushed (R10);
 //! - data is read only from in-sync replicas: for consumers and as the source of a resync;
 //! - the set is never empty, and an ISR without a whole member is committed only if every whole one
-//!   was out of order a moment ago: only then acknowledged and unflushed writes may be lost.
+//!   was out of order a moment ago, or was given up by order in the moment in which the others' hosts died: only then acknowledged and unflushed writes may be lost.
 //!
 //! Not checked: replicas whose daemon does not run (looked at when it does, or by their effects),
 //! and blocks in which rot was injected.
@@ -20,12 +21,14 @@ use crate::clock::{SEC, Time};
 use crate::content::parse;
 use crate::plan::Moment;
 use crate::world::{World, index};
-use metadata::{Attachment, State, Volume};
+use metadata::{Attachment, ReplicaState, State, Volume};
 use std::collections::{BTreeMap, BTreeSet};
 use types::{BLOCK, Epoch, NodeId, ReplicaId, VolumeId};
 
 /// A member is excused if its node was out of order within this time before.
 const EXCUSE: Time = 16 * SEC;
+/// What was given up by order this long after the last other host died would have been given up anyway.
+const MOMENT: Time = SEC;
 /// An engine may read from a member that left the ISR this long ago: it has not heard of it yet.
 const NEWS: Time = 12 * SEC;
 
@@ -184,8 +187,19 @@ impl World {
             // Was there a whole one that could have been kept?
             let since =
                 if activated { granted.saturating_sub(EXCUSE) } else { now.saturating_sub(EXCUSE) };
+            let given_up = |replica: &ReplicaId| {
+                record.replicas.get(replica).is_none_or(|r| r.state == ReplicaState::Deleting)
+            };
+            let isr = &self.checks.isr;
+            let just_lost = record.isr.iter().any(|replica| {
+                let node = nodes.get(replica);
+                node.is_some_and(|node| isr.lost_power_since(*node, now.saturating_sub(MOMENT)))
+            });
             let left_out = was_whole.iter().find(|replica| {
-                nodes.get(replica).is_some_and(|node| !self.was_impaired(index(*node), since))
+                !(just_lost && given_up(replica))
+                    && nodes
+                        .get(replica)
+                        .is_some_and(|node| !self.was_impaired(index(*node), since))
             });
             if let Some(replica) = left_out {
                 return self.violation(format!(
@@ -197,11 +211,11 @@ impl World {
             self.checks.blocks[volume].lose();
         }
         if let Some(instance) = record.attachment.instance().filter(|_| activated)
-            && self.checks.blocks[volume].is_lost()
+            && self.checks.blocks[volume].is_owing()
             && self.is_resuming(volume, instance)
         {
             return self.violation(format!(
-                "isr: epoch {} of volume {volume} resumes a device although every copy lost its memory (R10)",
+                "isr: epoch {} of volume {volume} resumes a device although every copy lost acknowledged writes with its memory (R10)",
                 record.epoch
             ));
         }

@@ -6,7 +6,7 @@ use crate::meta::MetaInput;
 use crate::plan::Moment;
 use crate::world::World;
 use core::time::Duration;
-use metadata::{Change, Command, Outcome, ProposeError};
+use metadata::{Command, Outcome, ProposeError};
 use policy::fence::{Action, Candidate, fence_instance};
 use policy::leader::{Key, Roll, Step, register};
 use policy::replace;
@@ -125,11 +125,11 @@ impl World {
                 Some(command) => self.step_command(n, key, command),
                 None => self.end_step(n, key, Ended::Again),
             },
-            Step::Promote(learner) => {
+            Step::Membership(change) => {
                 let Some(control) = self.control(n) else { return };
                 let ticket = control.number();
-                control.tickets.insert(ticket, Ticket::Promote);
-                self.meta_input(n, MetaInput::Change(ticket, Change::PromoteVoter(learner)));
+                control.tickets.insert(ticket, Ticket::Membership);
+                self.meta_input(n, MetaInput::Change(ticket, change));
             }
         }
     }
@@ -158,7 +158,7 @@ impl World {
     pub(crate) fn changed(&mut self, n: usize, ticket: u64, done: bool) {
         let Some(control) = self.control(n) else { return };
         match control.tickets.remove(&ticket) {
-            Some(Ticket::Promote) => {
+            Some(Ticket::Membership) => {
                 self.end_step(n, Key::Membership, if done { Ended::Done } else { Ended::Again });
             }
             Some(Ticket::Operator) => self.operator_change_done(done),

@@ -109,7 +109,7 @@ pub(crate) enum Ticket {
         what: ReadFor,
         floor: u64,
     },
-    Promote,
+    Membership,
     Operator,
 }
 

@@ -340,3 +340,46 @@ fn a_move_says_what_made_it_safe() {
     };
     assert_eq!(moved.volumes, [volume]);
 }
+
+#[test]
+fn a_node_that_is_gone_for_good_is_removed_once_it_has_no_copy() {
+    let mut observed = healthy();
+    observed.pods.clear();
+    for volume in &mut observed.cluster.volumes {
+        *volume = self::volume(&volume.volume_id, &[2, 3]);
+    }
+    observed.cluster.nodes[0].state = "lost".into();
+    story(
+        observed,
+        &[
+            (100, |_| {}, "taint n1"),
+            (101, |o| k1(o).fenced = true, ""),
+            (200, |o| drop(o.nodes.remove("n1")), ""),
+            (799, |_| {}, ""),
+            (800, |_| {}, "retire 1"),
+            (801, |_| {}, ""),
+            // The cluster refused: it has a copy there of what is not shown.
+            (830, |_| {}, "retire 1"),
+            (860, |o| o.cluster.volumes[0].replicas[0].node = 1, ""),
+            (890, |o| o.cluster.volumes[0].replicas[0].node = 2, "retire 1"),
+            // An API server that knows no node, a node that is back, most nodes lost: from the beginning.
+            (920, |o| o.nodes.clear(), ""),
+            (
+                930,
+                |o| {
+                    for name in ["n2", "n3"] {
+                        o.nodes.insert(name.into(), NodeView::default());
+                    }
+                },
+                "",
+            ),
+            (1529, |_| {}, ""),
+            (1530, |_| {}, "retire 1"),
+            (1540, |o| o.cluster.nodes[0].state = "up".into(), ""),
+            (1541, |o| o.cluster.nodes[0].state = "lost".into(), ""),
+            (1570, |_| {}, ""),
+            (2141, |_| {}, "retire 1"),
+            (2172, |o| drop(o.cluster.nodes.remove(0)), ""),
+        ],
+    );
+}

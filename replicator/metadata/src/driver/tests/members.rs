@@ -57,6 +57,41 @@ fn a_node_joins_as_learner_becomes_a_voter_and_is_removed() {
 }
 
 #[test]
+fn a_voter_becomes_a_learner_while_it_is_away_and_follows_when_it_is_back() {
+    let mut cluster = Cluster::new(3, 1);
+    let leader = cluster.elect();
+    let other = (1..=3).find(|node| *node != leader).unwrap();
+    add(&mut cluster, leader, 4);
+    cluster.change(leader, Change::AddLearner(NodeId(4))).unwrap();
+    cluster.tick(10);
+    cluster.change(leader, Change::PromoteVoter(NodeId(4))).unwrap();
+    cluster.kill(other);
+    cluster.change(leader, Change::Demote(NodeId(other))).unwrap();
+    cluster.change(leader, Change::Demote(NodeId(other))).unwrap();
+    let members = &cluster.state(leader).membership;
+    assert_eq!((members.voters.len(), members.learners.contains(&NodeId(other))), (3, true));
+    assert_eq!(
+        cluster.change(leader, Change::Demote(NodeId(9))),
+        Err(ChangeError::UnknownNode(NodeId(9)))
+    );
+
+    // Three voters need two: one more may go, and the one that is back does not take over.
+    let third = (1..=3).find(|node| ![leader, other].contains(node)).unwrap();
+    cluster.kill(third);
+    cluster.start(other).unwrap();
+    cluster.tick(40);
+    assert_eq!(cluster.leader(), Some(leader));
+    cluster.must(leader, Command::RegisterNode(cluster::info(4)));
+    cluster.tick(10);
+    assert_eq!(cluster.driver(other).status().role, Role::Learner);
+    assert_eq!(cluster.state(other), cluster.state(leader));
+    assert_eq!(
+        cluster.change(leader, Change::Demote(NodeId(leader))),
+        Err(ChangeError::IsLeader(NodeId(leader)))
+    );
+}
+
+#[test]
 fn a_learner_that_lags_is_not_promoted() {
     let mut cluster = Cluster::new(3, 1);
     let leader = cluster.elect();
@@ -102,6 +137,10 @@ fn removal_keeps_a_majority_and_the_leader() {
     cluster.must(leader, Command::NodeLost { node: NodeId(3) });
     assert_eq!(
         cluster.change(leader, Change::Remove(NodeId(2))),
+        Err(ChangeError::NoQuorum(NodeId(2)))
+    );
+    assert_eq!(
+        cluster.change(leader, Change::Demote(NodeId(2))),
         Err(ChangeError::NoQuorum(NodeId(2)))
     );
     cluster.change(leader, Change::Remove(NodeId(3))).unwrap();

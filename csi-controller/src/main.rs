@@ -12,6 +12,7 @@ use proto::csi::identity_server::IdentityServer;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The CSI controller plugin of Holdfast: creates, deletes, lists, grows and modifies volumes; and, if told
 /// to, the failover controller.
@@ -53,6 +54,10 @@ csi_common::settings! { Settings {
     /// the Raft leader acts first.
     #[arg(long, value_name = "NAME")]
     node_name: String,
+    /// Seconds after which a node that is lost, and that Kubernetes does not have any more, is removed from the
+    /// cluster: 60 to 2592000 (30 days) [default: 600]
+    #[arg(long, value_name = "SECONDS")]
+    gone_after_seconds: u64,
     /// Where to tell Prometheus of failovers, like 0.0.0.0:7427; without it, nowhere.
     #[arg(long, value_name = "IP:PORT")]
     metrics: SocketAddr,
@@ -60,6 +65,9 @@ csi_common::settings! { Settings {
     #[arg(long, value_name = "FILE")]
     kubeconfig: PathBuf,
 } }
+
+/// Seconds accepted for `gone_after_seconds`.
+const GONE_AFTER: core::ops::RangeInclusive<u64> = 60..=30 * 86_400;
 
 /// On or off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
@@ -76,6 +84,11 @@ fn main() -> anyhow::Result<()> {
     let endpoint = settings.endpoint.context("--endpoint is missing")?;
     let replicators = settings.replicators.context("--replicators is missing")?;
     let alpha = settings.alpha.unwrap_or(false);
+    let gone_after = settings.gone_after_seconds.unwrap_or(failover::GONE_FOR.as_secs());
+    anyhow::ensure!(
+        GONE_AFTER.contains(&gone_after),
+        "gone_after_seconds = {gone_after} is refused; accepted: 60 to 2592000 (30 days)"
+    );
     let failover = match settings.failover.unwrap_or_default() {
         Switch::Off => None,
         Switch::On => Some(failover::Settings {
@@ -84,6 +97,7 @@ fn main() -> anyhow::Result<()> {
                 .filter(|name| !name.is_empty())
                 .context("--failover on needs --node-name")?,
             kubeconfig: settings.kubeconfig,
+            gone_after: Duration::from_secs(gone_after),
         }),
     };
     let metrics = settings.metrics;

@@ -37,6 +37,8 @@ pub struct Settings {
     pub node_name: String,
     /// How to reach Kubernetes; `None` in a pod.
     pub kubeconfig: Option<PathBuf>,
+    /// When a lost node that Kubernetes does not have any more is removed from the cluster.
+    pub gone_after: Duration,
 }
 
 /// A failover controller.
@@ -68,22 +70,18 @@ impl Failover {
     /// [`ConnectError`].
     pub async fn new(settings: &Settings, cluster: &Client) -> Result<Self, ConnectError> {
         let kubernetes = Kubernetes::new(settings.kubeconfig.as_deref()).await?;
-        Ok(Self::over(&settings.node_name, cluster, kubernetes))
-    }
-
-    fn over(here: &str, cluster: &Client, kubernetes: Kubernetes) -> Self {
-        Self {
-            here: here.to_owned(),
+        Ok(Self {
+            here: settings.node_name.clone(),
             cluster: cluster.with_deadline(CLUSTER),
             kubernetes,
             nodes: Cache::default(),
             claims: Cache::default(),
             watches: Vec::new(),
-            memory: Memory::default(),
+            memory: Memory::new(settings.gone_after),
             started: Instant::now(),
             complaint: None,
             peers: BTreeMap::new(),
-        }
+        })
     }
 
     /// Runs for ever.

@@ -160,6 +160,11 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// Empty; nodes that are gone for good are removed after `gone_after`.
+    pub fn new(gone_after: Duration) -> Self {
+        Self { gone: Gone::after(gone_after), ..Self::default() }
+    }
+
     /// Nodes whose pods are to be looked at.
     pub fn of_interest(&self, observed: &Observed) -> BTreeSet<String> {
         let lost = observed.cluster.nodes.iter().filter(|n| is_lost(n)).map(|n| n.name.clone());

@@ -59,8 +59,9 @@ const OUT_OF_SERVICE_TAINT: &str = "node.kubernetes.io/out-of-service";
 const STAND_IN_AFTER: Duration = Duration::from_secs(2);
 /// A volume that was fenced causes no second failover for this long.
 const HYSTERESIS: Duration = Duration::from_secs(60);
-/// A node that is lost and that Kubernetes does not have any more is removed from the cluster after this long.
-const GONE_FOR: Duration = Duration::from_secs(600);
+/// A node that is lost and that Kubernetes does not have any more is removed from the cluster after this long,
+/// if nothing else is said.
+pub const GONE_FOR: Duration = Duration::from_secs(600);
 /// Between two attempts to remove a node: its copies may have to be made elsewhere first (R27).
 const RETIRE_AGAIN: Duration = Duration::from_secs(30);
 /// A node that is up and has nothing stale left for this long loses the taint.

@@ -10,12 +10,24 @@ use core::time::Duration;
 use std::collections::BTreeMap;
 
 /// Since when nodes have been gone, and when to try to remove them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Gone {
+    after: Duration,
     due: BTreeMap<u64, Duration>,
 }
 
+impl Default for Gone {
+    fn default() -> Self {
+        Self::after(GONE_FOR)
+    }
+}
+
 impl Gone {
+    /// Nodes are removed after this time.
+    pub fn after(after: Duration) -> Self {
+        Self { after, due: BTreeMap::new() }
+    }
+
     /// The nodes that are to be removed now, by number. Whoever is seen again in between starts anew, and so does
     /// everybody when Kubernetes names no node at all or most of the cluster is lost.
     pub fn look(&mut self, observed: &Observed, now: Duration) -> Vec<u64> {
@@ -28,7 +40,7 @@ impl Gone {
         self.due.retain(|node, _| gone.contains(node));
         let mut remove = Vec::new();
         for node in gone {
-            let due = self.due.entry(node).or_insert(now + GONE_FOR);
+            let due = self.due.entry(node).or_insert(now + self.after);
             if now >= *due {
                 *due = now + RETIRE_AGAIN;
                 if !has_copies(observed, node) {

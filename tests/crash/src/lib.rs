@@ -11,10 +11,12 @@
 pub mod check;
 pub mod cut;
 pub mod disk;
+#[cfg(feature = "raft-log")]
 pub mod files;
 pub mod image;
 pub mod model;
 mod opened;
+#[cfg(feature = "raft-log")]
 pub mod raft;
 pub mod rot;
 pub mod run;

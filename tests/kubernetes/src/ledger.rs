@@ -6,16 +6,17 @@ use anyhow::{Context as _, Result, ensure};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// Sends a row, says `sent`, commits, says `ack` with the times of both; never the same number twice.
+/// Sends a row, says `sent`, commits, says `ack` with the times of both, or `fail` with the time and the reason;
+/// never the same number twice.
 const LOOP: &str = r#"
 n=0
 while :; do
   n=$((n + 1))
   at=$EPOCHREALTIME
   echo "sent $n"
-  if timeout 2 psql "host=pg-0.pg user=postgres connect_timeout=1" -qtAX -c "insert into $0 values ($n)" 2>/dev/null
+  if why=$(timeout 2 psql "host=pg-0.pg user=postgres connect_timeout=1" -qtAX -c "insert into $0 values ($n)" 2>&1)
   then echo "ack $n $at $EPOCHREALTIME"
-  else sleep 0.1
+  else echo "fail $n $at $EPOCHREALTIME $? ${why//$'\n'/ }"; sleep 0.1
   fi
 done
 "#;
@@ -98,6 +99,16 @@ impl<'a> Ledger<'a> {
             }
         }
         Ok(record)
+    }
+
+    /// What it wrote down of attempts that failed, for people.
+    ///
+    /// # Errors
+    /// kubectl's.
+    pub fn failures(&self) -> Result<String> {
+        let text = self.bed.kubectl(&["logs", "-n", self.namespace, &self.name, "--tail=-1"])?;
+        let failed = text.lines().filter(|line| line.starts_with("fail "));
+        Ok(failed.collect::<Vec<_>>().join("\n"))
     }
 
     /// Waits for the first row that was acknowledged of those sent after `time`; returns when that was. (One

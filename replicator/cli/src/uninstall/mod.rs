@@ -66,8 +66,11 @@ pub struct UninstallArguments {
 /// # Errors
 /// What stands in the way, by its name; kubectl's.
 pub fn uninstall(arguments: &UninstallArguments, output: Output) -> Result<()> {
+    let kubectl = Kubectl(arguments.kubectl.clone());
+    let kinds = kubectl.run(&["api-resources", "-o", "name"])?;
     let cluster = Cluster {
-        kubectl: Kubectl(arguments.kubectl.clone()),
+        kinds: kinds.lines().map(|line| line.trim().to_owned()).collect(),
+        kubectl,
         namespace: &arguments.namespace,
         wipe: arguments.wipe,
         output,
@@ -96,6 +99,8 @@ pub fn uninstall(arguments: &UninstallArguments, output: Output) -> Result<()> {
 
 struct Cluster<'a> {
     kubectl: Kubectl,
+    /// Kinds of objects that the cluster has, by their full names.
+    kinds: BTreeSet<String>,
     namespace: &'a str,
     wipe: bool,
     output: Output,
@@ -212,14 +217,8 @@ impl Cluster<'_> {
         )
     }
 
-    /// Whether the cluster has a kind of objects, by its full name.
-    fn serves(&self, kind: &str) -> Result<bool> {
-        let kinds = self.kubectl.run(&["api-resources", "-o", "name"])?;
-        Ok(kinds.lines().any(|line| line.trim() == kind))
-    }
-
     fn contents(&self) -> Result<Vec<Content>> {
-        if !self.serves(CONTENTS)? {
+        if !self.kinds.contains(CONTENTS) {
             return Ok(Vec::new());
         }
         Ok(inventory::contents(&self.kubectl.list(&[CONTENTS])?))
@@ -382,11 +381,8 @@ impl Cluster<'_> {
 
     fn delete_objects(&self) -> Result<()> {
         self.output.line("deleting what belongs to the whole cluster, and the namespace")?;
-        let more = MORE_KINDS.into_iter().filter_map(|kind| match self.serves(kind) {
-            Ok(served) => served.then_some(Ok(kind)),
-            Err(error) => Some(Err(error)),
-        });
-        let kinds = std::iter::once(Ok(CLUSTER_KINDS)).chain(more).collect::<Result<Vec<_>>>()?;
+        let more = MORE_KINDS.into_iter().filter(|kind| self.kinds.contains(*kind));
+        let kinds: Vec<&str> = std::iter::once(CLUSTER_KINDS).chain(more).collect();
         self.kubectl.run(&["delete", &kinds.join(","), "-l", LABEL, "--ignore-not-found"])?;
         let namespace = self.kubectl.find(&["namespace", self.namespace])?;
         // One that somebody else made (Helm's --create-namespace, too) may hold other things.

@@ -182,14 +182,14 @@ pub enum Theme {
 
 impl Theme {
     fn pick(rng: &mut Rng) -> Self {
-        match rng.below(14) {
+        match rng.below(16) {
             0 => Self::Network,
             1 => Self::Power,
             2 => Self::Disks,
-            3 => Self::Usurped,
-            4..7 => Self::Promises,
-            7 => Self::Elections,
-            8 => Self::LateSeal,
+            3..5 => Self::Usurped,
+            5..8 => Self::Promises,
+            8 => Self::Elections,
+            9..11 => Self::LateSeal,
             _ => Self::Mixture,
         }
     }
@@ -265,8 +265,18 @@ impl Plan {
         let death = if rng.chance(50) { Death::Kill } else { Death::Power };
         match theme {
             Theme::Usurped => {
-                let lasts = rng.between(5_000, 11_000) * MS;
+                // Some have the time to try again, while their successor stands still.
+                let again = rng.chance(50);
+                let (least, most) = if again { (12_000, 20_000) } else { (5_000, 11_000) };
+                let lasts = rng.between(least, most) * MS;
                 let whom = Some(Whom::Holder);
+                if rng.chance(40) {
+                    // What they had sent is still on its way to the disk when the successor seals.
+                    let slow = Kind::SlowDisk { node, by: rng.between(1_000, 8_000) * MS };
+                    let slow = fault(slow, rng.between(200, 900) * MS);
+                    let at = at + rng.between(2_000, 2_900) * MS;
+                    faults.push(Fault { at, whom: Some(Whom::Member), ..slow });
+                }
                 faults.push(Fault { whom, ..fault(Kind::Mute { node }, lasts) });
                 let kind = match rng.below(4) {
                     0 => Kind::CutOneWay { from: node, to: other, what: Traffic::Data },
@@ -275,7 +285,13 @@ impl Plan {
                     _ => Kind::Isolate { node, hears: false, heard: false },
                 };
                 let when = Some((Moment::Fenced, rng.below(80) * MS));
-                faults.push(Fault { whom, when, ..fault(kind, rng.between(500, 5_000) * MS) });
+                let cut = rng.between(500, if again { 2_000 } else { 5_000 }) * MS;
+                faults.push(Fault { whom, when, ..fault(kind, cut) });
+                if again {
+                    let when = Some((Moment::Activated, rng.below(1_500) * MS));
+                    let still = fault(Kind::Freeze { node }, rng.between(3_000, 6_000) * MS);
+                    faults.push(Fault { at: at + 2_500 * MS, whom, when, ..still });
+                }
                 lasts
             }
             Theme::Promises => {

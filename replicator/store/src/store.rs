@@ -437,16 +437,32 @@ impl Store {
             .collect()
     }
 
-    /// Where a block of a replica lies in the pool: `None` if there is no such block here,
+    /// Where a block of a replica, or of a snapshot of it, lies in the pool: `None` if there is no such block here,
     /// `Some(None)` if it has no slot and reads as zeros. For checkers that look at disks.
     #[must_use]
-    pub fn locate(&self, replica: ReplicaId, offset: u64) -> Option<Option<Place>> {
+    pub fn locate(
+        &self,
+        replica: ReplicaId,
+        snapshot: Option<types::SnapshotId>,
+        offset: u64,
+    ) -> Option<Option<Place>> {
         let index = *self.by_id.get(&replica)?;
-        let state = self.state.replicas.get(&index).filter(|state| offset < state.size)?;
+        let state = self.state.replicas.get(&index)?;
+        let (version, size) = match snapshot {
+            None => (None, state.size),
+            Some(snapshot) => {
+                let found = self.find_snapshot(index, snapshot)?;
+                (Some(found.version), found.size)
+            }
+        };
+        if offset >= size {
+            return None;
+        }
         let vslot = self.state.layout.vslot_at(offset).0;
-        let settled = state.tag(self.state.layout.region_of(vslot)) <= state.last_sealed;
+        let settled =
+            version.is_some() || state.tag(self.state.layout.region_of(vslot)) <= state.last_sealed;
         let place = self
-            .extent(index, None, offset, types::BLOCK)
+            .extent(index, version, offset, types::BLOCK)
             .map(|(offset, _)| Place { offset, verified: settled && self.verifies(offset) });
         Some(place)
     }

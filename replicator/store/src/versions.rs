@@ -17,6 +17,7 @@
 use std::collections::BTreeMap;
 
 use types::SnapshotId;
+use types::plant::{Bug, planted};
 
 use crate::layout::{Slot, VSlot, Version};
 
@@ -110,7 +111,8 @@ impl Versions {
     /// Whether a snapshot uses the head's slot of a piece: it must be copied before it is written.
     pub(crate) fn is_shared(&self, vslot: VSlot) -> bool {
         let newest = self.snapshots.last().map_or(Version(0), |found| found.version);
-        self.map.get(vslot.0 as usize).is_some_and(|(slot, born)| *slot != NONE && *born <= newest)
+        let shared = |(slot, born): &(u32, Version)| *slot != NONE && *born <= newest;
+        self.map.get(vslot.0 as usize).is_some_and(shared) && !planted(Bug::OverwriteSnapshot)
     }
 
     /// The head's pieces of `first..end` that have a slot, ascending.

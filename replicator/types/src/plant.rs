@@ -77,6 +77,10 @@ pub enum Bug {
     ShrinkStaleEpoch,
     /// Copies are compared by the blocks' CRC32C (R19).
     CompareByCrc,
+    /// A snapshot is taken while writes go on (R26).
+    SnapshotWithoutHold,
+    /// A slot that a snapshot uses is written in place (R26).
+    OverwriteSnapshot,
     /// A vote is sent before it is durable.
     ForgetVote,
     /// A leader answers a read index by what it knows, without asking a majority (R6).
@@ -119,6 +123,8 @@ impl Bug {
         (Self::GrowStaleVersion, "grow-stale-version"),
         (Self::ShrinkStaleEpoch, "shrink-stale-epoch"),
         (Self::CompareByCrc, "compare-by-crc"),
+        (Self::SnapshotWithoutHold, "snapshot-without-hold"),
+        (Self::OverwriteSnapshot, "overwrite-snapshot"),
         (Self::ForgetVote, "forget-vote"),
         (Self::StaleReadIndex, "stale-read-index"),
     ];

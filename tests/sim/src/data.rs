@@ -5,13 +5,13 @@ use crate::clock::Time;
 use crate::disk::DiskOp;
 use crate::net::{ConnId, Item, Purpose};
 use crate::plan::Moment;
-use crate::world::{Event, World, index};
+use crate::world::{Event, World};
 use engine::{Engine, Input as EngineInput, LinkId, Output as EngineOutput};
 use policy::pool::Task;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use store::{Input as StoreInput, Output as StoreOutput, SessionId, Store};
-use types::{BlockResult, Epoch, Instant, IoError, IoId, ReplicaId, VolumeId};
+use types::{BlockResult, Epoch, Instant, IoError, IoId, ReplicaId, SnapshotId, VolumeId};
 use wire::{Frame, Hello, Reply, Request, Role, SealInfo, WireError};
 
 /// A seal without an engine is given up after this.
@@ -72,6 +72,8 @@ pub struct Data {
     sealers: BTreeMap<u64, Sealer>,
     next_ticket: u64,
     admin: BTreeMap<u64, Task>,
+    /// Snapshots that engines are taking.
+    pub(crate) snapshots: BTreeMap<u64, SnapshotId>,
     /// When the thread looks at its timers next.
     wake: Time,
     store_outputs: Vec<StoreOutput>,
@@ -92,10 +94,18 @@ impl Data {
             sealers: BTreeMap::new(),
             next_ticket: 0,
             admin: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
             wake: Time::MAX,
             store_outputs: Vec::new(),
             engine_outputs: Vec::new(),
         }
+    }
+
+    /// For an engine that is to take a snapshot.
+    pub(crate) fn snapshot_ticket(&mut self, snapshot: SnapshotId) -> u64 {
+        self.next_ticket += 1;
+        self.snapshots.insert(self.next_ticket, snapshot);
+        self.next_ticket
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -541,8 +551,9 @@ impl World {
             EngineOutput::ReplicasDiffer { blocks } => {
                 self.note(|| format!("node {} epoch {epoch}: {blocks} blocks differ", n + 1));
             }
-            // Snapshots are not simulated yet.
-            EngineOutput::Snapshot { .. } | EngineOutput::Filled { .. } => {}
+            EngineOutput::Snapshot { ticket, result } => self.snapshot_taken(n, id, ticket, result),
+            // Nothing is restored here.
+            EngineOutput::Filled { .. } => {}
             EngineOutput::Compared { ticket, result } => self.compared(n, id, ticket, result),
             EngineOutput::Failed { reason } => {
                 self.note(|| format!("node {} epoch {epoch}: engine failed: {reason}", n + 1));
@@ -672,19 +683,5 @@ impl World {
             self.close_conn(conn, 0);
         }
         self.sealed(n, id, &result);
-    }
-
-    /// The node that holds what a replica of the pool holds at a volume's offset, looked at from
-    /// outside: `None` if its daemon does not run.
-    pub(crate) fn peek(
-        &self,
-        replica: types::ReplicaId,
-        node: types::NodeId,
-        offset: u64,
-    ) -> Option<Option<types::Buf>> {
-        let node = &self.nodes[index(node)];
-        let data = &node.process.as_ref()?.data;
-        let at = data.store.locate(replica, offset)?;
-        Some(at.and_then(|at| node.disk.block(at.offset)).cloned())
     }
 }

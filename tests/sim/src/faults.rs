@@ -435,7 +435,7 @@ impl World {
                 let Some(block) = rng.pick(&written) else { continue };
                 let Some(process) = &self.nodes[n].process else { continue };
                 let offset = u64::from(block) * BLOCK;
-                let Some(Some(place)) = process.data.store.locate(replica, offset) else {
+                let Some(Some(place)) = process.data.store.locate(replica, None, offset) else {
                     continue;
                 };
                 if !rot {

@@ -19,6 +19,7 @@ pub mod meta;
 pub mod net;
 pub mod node;
 pub mod operator;
+mod peek;
 pub mod plan;
 pub mod queue;
 pub mod rng;

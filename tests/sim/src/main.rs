@@ -69,11 +69,12 @@ fn main() -> ExitCode {
     }
     let figures = sum.figures;
     println!(
-        "{:.1} cluster-hours, {} attachments, {} fences, {} resyncs, {} errors to consumers, {} losses allowed, {} volumes destroyed",
+        "{:.1} cluster-hours, {} attachments, {} fences, {} resyncs, {} snapshots, {} errors to consumers, {} losses allowed, {} volumes destroyed",
         figures.time as f64 / SEC as f64 / 3600.0,
         figures.attachments,
         figures.fences,
         figures.resyncs,
+        figures.snapshots,
         figures.errors,
         figures.losses,
         figures.destroyed,

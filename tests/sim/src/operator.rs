@@ -85,6 +85,8 @@ pub struct Operator {
     pub joiners: Vec<(usize, u64)>,
     /// Until then a change of membership may be under way: whoever makes it may die over it.
     changing: u64,
+    /// Whether snapshots are taken.
+    pub snapshots: bool,
     /// Whether copies are added without need.
     pub restless: bool,
     /// How long a node may be lost before its replicas are replaced (R27).
@@ -125,7 +127,7 @@ impl World {
     }
 
     /// A command of the operator, at a random daemon.
-    fn order(&mut self, command: Command) {
+    pub(crate) fn order(&mut self, command: Command) {
         let Some(n) = self.any_running() else { return };
         self.note(|| format!("operator at node {}: {command:?}", n + 1));
         self.propose(n, command, Duration::from_secs(8), crate::control::NOTHING);
@@ -209,6 +211,9 @@ impl World {
         if self.operator.restless && !self.healing && self.rng.one_in(90) {
             return self.change_copies(state, record);
         }
+        if self.operator.snapshots && !self.healing && self.rng.one_in(12) {
+            return self.care_for_snapshots(state, id);
+        }
         if !self.healing && record.size < 2 * record.created_size && self.rng.one_in(150) {
             let size = record.size + self.rng.between(1, 3) * types::REGION;
             self.order(Command::ExpandBegin { volume: id, size });
@@ -257,15 +262,20 @@ impl World {
             let (name, control_address) = (format!("n{}", n + 1), control_address(n));
             return self.order(Command::AddNode { node, name, control_address });
         }
-        let leader = (0..self.nodes.len()).find(|l| {
-            let leads = |p: &crate::node::Process| p.meta.status().role == metadata::Role::Leader;
-            self.nodes[*l].is_running(now) && self.nodes[*l].process.as_ref().is_some_and(leads)
-        });
-        let Some(leader) = leader else { return };
+        let Some(leader) = self.leader() else { return };
         self.operator.changing = now + 5 * SEC;
         if let Some(ticket) = self.operator_ticket(leader) {
             self.meta_input(leader, MetaInput::Change(ticket, Change::AddLearner(node)));
         }
+    }
+
+    /// A daemon that runs and believes to lead.
+    pub(crate) fn leader(&self) -> Option<usize> {
+        let leads = |p: &crate::node::Process| p.meta.status().role == metadata::Role::Leader;
+        (0..self.nodes.len()).find(|n| {
+            let node = &self.nodes[*n];
+            node.is_running(self.now) && node.process.as_ref().is_some_and(leads)
+        })
     }
 
     /// A change of membership came to its end; the next look shows how.

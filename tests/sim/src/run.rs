@@ -118,6 +118,7 @@ impl World {
             operator.habits = Habits { slowness: 1, discards: 60, ..operator.habits };
         }
         operator.restless = rng.chance(30);
+        operator.snapshots = !small && Rng::new(seed, 5).chance(40);
         operator.replace_after = core::time::Duration::from_secs(rng.between(4, 60));
         let mut checks = Checks::default();
         for _ in 0..if tight { 1 } else { rng.between(1, 2) } {
@@ -403,6 +404,9 @@ impl World {
         let wait = self.now + 12 * SEC;
         self.run_until(wait);
         self.compare_states();
+        if let Some(state) = self.newest_state() {
+            self.check_snapshots(&state, true);
+        }
         if let Some(text) = self.checks.bounds.exceeded() {
             self.violation(text);
         }

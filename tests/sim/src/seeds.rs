@@ -46,6 +46,7 @@ impl Sum {
         sum.fences += one.fences;
         sum.resyncs += one.resyncs;
         sum.destroyed += one.destroyed;
+        sum.snapshots += one.snapshots;
         sum.losses += one.losses;
         sum.time += one.time;
         if let Some(text) = &outcome.violation {

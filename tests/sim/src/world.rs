@@ -72,6 +72,8 @@ pub struct Figures {
     pub resyncs: u64,
     /// Volumes all of whose copies were destroyed by faults.
     pub destroyed: u64,
+    /// Snapshots that were taken.
+    pub snapshots: u64,
     /// Losses of unflushed writes that the promises allow.
     pub losses: u64,
     /// Simulated time.

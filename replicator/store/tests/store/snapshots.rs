@@ -205,7 +205,7 @@ fn a_copy_does_not_hide_what_is_damaged() {
     let (mut node, session) = node();
     node.write(session, 0, filled(SLOT, 1), 1);
     take(&mut node, session, 1);
-    let place = node.store.locate(replica(1), 8192).unwrap().unwrap();
+    let place = node.store.locate(replica(1), None, 8192).unwrap().unwrap();
     node.disk.bytes(place.offset, 1)[0] ^= 1;
     node.disk.persist();
     assert_eq!(node.write(session, 0, filled(4096, 2), 1), Reply::Done);

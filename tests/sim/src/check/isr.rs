@@ -131,6 +131,7 @@ impl World {
         for record in state.volumes.values() {
             self.record_changed(record);
         }
+        self.check_snapshots(state, false);
     }
 
     fn record_changed(&mut self, record: &Volume) {

@@ -5,6 +5,7 @@ pub mod bounds;
 pub mod epochs;
 pub mod isr;
 pub mod metadata;
+pub mod snapshots;
 
 use crate::clock::Time;
 use types::VolumeId;
@@ -20,6 +21,8 @@ pub struct Checks {
     pub isr: isr::Isr,
     /// See [`metadata`].
     pub metadata: metadata::Metadata,
+    /// See [`snapshots`].
+    pub snapshots: snapshots::Snapshots,
     /// See [`bounds`].
     pub bounds: bounds::Bounds,
     /// Ids of the volumes, by index.

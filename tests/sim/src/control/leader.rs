@@ -1,6 +1,7 @@
 //! What the Raft leader does beside Raft; `control::leader`.
 
 use super::propose::{After, Ticket, is_done};
+use super::snapshots::Own;
 use super::{Ended, Steps};
 use crate::meta::MetaInput;
 use crate::plan::Moment;
@@ -40,6 +41,8 @@ pub(crate) struct Leadership {
     reads: Vec<(ReadFor, Instant, Option<u64>)>,
     /// Seals under way: number of the data thread, then what for.
     seals: BTreeMap<u64, (VolumeId, Epoch, ReplicaId)>,
+    /// Snapshots that it is taking.
+    own: Vec<Own>,
 }
 
 impl World {
@@ -65,10 +68,19 @@ impl World {
                 steps: Steps::new(),
                 reads: Vec::new(),
                 seals: BTreeMap::new(),
+                own: Vec::new(),
             });
             self.moment(Moment::Elected);
             self.note(|| format!("node {} leads term {}", n + 1, status.term));
         }
+    }
+
+    /// Has the leader `n` take a snapshot; whether it leads.
+    pub(crate) fn begin_snapshot(&mut self, n: usize, own: Own) -> bool {
+        let Some(leading) = self.leading(n) else { return false };
+        leading.roll.begin_snapshot(own.snapshot);
+        leading.own.push(own);
+        true
     }
 
     fn leading(&mut self, n: usize) -> Option<&mut Leadership> {
@@ -97,6 +109,13 @@ impl World {
         let Some(process) = &mut self.nodes[n].process else { return };
         let state = std::sync::Arc::clone(process.meta.state());
         let Some(leading) = &mut process.control.leading else { return };
+        let (roll, own) = (&mut leading.roll, &mut leading.own);
+        own.retain(|own| {
+            own.until > now || {
+                roll.end_snapshot(own.snapshot);
+                false
+            }
+        });
         let mut due = Vec::new();
         for (key, step) in leading.roll.steps(&state, here, now) {
             if leading.steps.begin(key, now) {

@@ -6,6 +6,7 @@ mod attach;
 mod leader;
 mod pool;
 mod propose;
+mod snapshots;
 
 pub use attach::Outcome as AttachOutcome;
 pub use propose::Call;

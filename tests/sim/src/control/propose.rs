@@ -11,7 +11,7 @@ use metadata::{Command, Done, NodeInfo, Outcome, ProposeError, Refused};
 use policy::attachment::decided;
 use policy::leader::Key;
 use policy::pool::Task;
-use types::{Epoch, Instant, NodeId, ReplicaId, VolumeId};
+use types::{Epoch, Instant, NodeId, ReplicaId, SnapshotId, VolumeId};
 
 const ATTEMPT: Duration = Duration::from_millis(1500);
 const PAUSE: Duration = Duration::from_millis(50);
@@ -30,6 +30,13 @@ pub enum Call {
         from: (usize, u64, u64),
         /// What.
         command: Box<Command>,
+    },
+    /// Take a snapshot of a volume that you serve; nobody waits for an answer.
+    TakeSnapshot {
+        /// Of which volume.
+        volume: VolumeId,
+        /// Its id.
+        snapshot: SnapshotId,
     },
     /// Answer to `Propose`.
     Answer {
@@ -63,6 +70,7 @@ pub(crate) enum After {
     Isr { volume: VolumeId, epoch: Epoch, ticket: u64 },
     Step(Key),
     Pool(ReplicaId),
+    Snapshot { volume: VolumeId, snapshot: SnapshotId },
     Question(Task),
 }
 
@@ -235,6 +243,7 @@ impl World {
         let here = self.nodes[n].id;
         match call {
             Call::Heartbeat { info } => self.heard(n, *info),
+            Call::TakeSnapshot { volume, snapshot } => self.take_snapshot(n, volume, snapshot),
             Call::Propose { from: (from, run, number), command } => {
                 let leader = match &self.nodes[n].process {
                     Some(process) => process.meta.status().leader,
@@ -366,6 +375,9 @@ impl World {
             }
             After::Step(key) => self.step_concluded(n, key, &outcome),
             After::Pool(replica) => self.pool_reported(n, replica, &outcome),
+            After::Snapshot { volume, snapshot } => {
+                self.snapshot_created(n, volume, snapshot, &outcome);
+            }
             After::Question(task) => self.pool_answered(n, task, &outcome),
         }
     }

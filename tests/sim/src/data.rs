@@ -283,12 +283,12 @@ impl World {
                 self.nodes[n].pool_dead = true;
                 let infos = self.data_mut(n).map(|data| data.store.replicas()).unwrap_or_default();
                 for info in infos {
-                    self.checks.copy_failed(info.replica);
+                    self.checks.copy_failed(info.replica, self.now);
                     self.replica_failed(n, info.replica, format!("the pool failed with {errno}"));
                 }
             }
             store::Event::ReplicaFailed { replica, reason, .. } => {
-                self.checks.copy_failed(*replica);
+                self.checks.copy_failed(*replica, self.now);
                 self.replica_failed(n, *replica, reason.clone());
             }
             _ => {}

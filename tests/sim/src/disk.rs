@@ -240,11 +240,13 @@ impl SimDisk {
         true
     }
 
-    /// The block at `offset` gets its good content back, if it still holds `bad`.
-    pub fn replace(&mut self, offset: u64, bad: &Buf, good: Piece) {
-        let media = &mut self.media[index(offset)];
-        if media.as_ref() == Some(bad) {
-            *media = good;
+    /// Blocks that hold `bad` get their good content back, wherever the store has copied it to, if `which`
+    /// (of a pool offset) says so.
+    pub fn replace(&mut self, bad: &Buf, good: &Piece, which: impl Fn(u64) -> bool) {
+        for (number, media) in (0..).zip(&mut self.media) {
+            if media.as_ref() == Some(bad) && which(number * BLOCK) {
+                media.clone_from(good);
+            }
         }
     }
 

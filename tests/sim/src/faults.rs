@@ -447,12 +447,10 @@ impl World {
                     if self.nodes[n].disk.rot(place.offset, rng.bits())
                         && let Some(bad) = self.nodes[n].disk.block(place.offset).cloned()
                     {
-                        self.rotten.push(Rotten {
-                            place: (n, place.offset),
-                            good,
-                            bad,
-                            fault: number,
-                        });
+                        let place = (n, place.offset);
+                        let rotten = Rotten { place, good, bad, fault: number };
+                        self.spoilt.push(rotten.clone());
+                        self.rotten.push(rotten);
                         done = true;
                     }
                 }
@@ -466,8 +464,8 @@ impl World {
         let (back, stay): (Vec<Rotten>, Vec<Rotten>) =
             std::mem::take(&mut self.rotten).into_iter().partition(which);
         self.rotten = stay;
-        for Rotten { place: (n, offset), good, bad, .. } in back {
-            self.disk_of(n).replace(offset, &bad, good);
+        for Rotten { place: (n, _), good, bad, .. } in back {
+            self.disk_of(n).replace(&bad, &good, |_| true);
         }
     }
 
@@ -483,11 +481,17 @@ impl World {
             .map(|rotten| rotten.place.1)
             .collect();
         self.repair(|rotten| rotten.place.0 == n && unknown.contains(&rotten.place.1));
+        // Likewise where it was copied to.
+        let node = &mut self.nodes[n];
+        let Some(process) = &node.process else { return };
+        for Rotten { good, bad, .. } in self.spoilt.iter().filter(|spoilt| spoilt.place.0 == n) {
+            node.disk.replace(bad, good, |offset| !process.data.store.verifies(offset));
+        }
     }
 
-    /// Whether a block on node `n` holds damage that was injected.
+    /// Whether a block on node `n` holds damage that was injected, or a copy of such a block.
     pub(crate) fn is_rotten(&self, n: usize, found: &Buf) -> bool {
-        self.rotten.iter().any(|rotten| rotten.place.0 == n && rotten.bad == *found)
+        self.spoilt.iter().any(|spoilt| spoilt.place.0 == n && spoilt.bad == *found)
     }
 
     /// How long all faults may take to end.

@@ -156,6 +156,7 @@ impl World {
             plan,
             healing: false,
             rotten: Vec::new(),
+            spoilt: Vec::new(),
             ios: Default::default(),
             next_io: 0,
         };

@@ -109,6 +109,8 @@ pub struct World {
     pub healing: bool,
     /// Damage that was injected and is still there.
     pub(crate) rotten: Vec<crate::faults::Rotten>,
+    /// All damage that there ever was: copies of it may outlive it.
+    pub(crate) spoilt: Vec<crate::faults::Rotten>,
     /// Whose requests are under way.
     pub(crate) ios: std::collections::BTreeMap<types::IoId, usize>,
     pub(crate) next_io: u64,

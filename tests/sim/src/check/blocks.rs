@@ -286,6 +286,11 @@ impl Blocks {
         self.owing |= blocks.flat_map(|block| &block.entries).any(owed);
     }
 
+    /// A copy turned up that had everything all the time.
+    pub fn keep(&mut self) {
+        (self.lost, self.owing) = (false, false);
+    }
+
     /// The newest epoch that was activated.
     #[must_use]
     pub fn newest(&self) -> Epoch {

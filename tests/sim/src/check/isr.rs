@@ -42,9 +42,9 @@ struct Known {
     left: BTreeMap<ReplicaId, Time>,
     /// When the present epoch was granted.
     granted: Time,
-    /// Every copy lost its memory under the present epoch: until the next one is active its engine
+    /// When every copy lost its memory under the present epoch: until the next one is active its engine
     /// may acknowledge what is gone already, since it cannot know.
-    lost: bool,
+    lost: Option<Time>,
 }
 
 /// See the module's text.
@@ -62,14 +62,14 @@ impl Isr {
         self.power_lost.insert(n, now);
         let mut lost = Vec::new();
         // After a loss of all of them nothing is written that could be lost, until one is chosen (R22).
-        for (id, known) in self.volumes.iter_mut().filter(|(_, known)| !known.lost) {
+        for (id, known) in self.volumes.iter_mut().filter(|(_, known)| known.lost.is_none()) {
             let nodes = &known.nodes;
             let had = !known.whole.is_empty();
             known.whole.retain(|replica| nodes.get(replica).is_some_and(|node| index(*node) != n));
             if had && known.whole.is_empty() {
                 // From here on any member is as good as another (R22).
                 known.whole = known.isr.clone();
-                known.lost = true;
+                known.lost = Some(now);
                 lost.push(*id);
             }
         }
@@ -78,7 +78,7 @@ impl Isr {
 
     /// The disk of `replica` failed: what it holds does not count any more. Returns its volume if that
     /// has no whole member left.
-    pub(super) fn copy_failed(&mut self, replica: ReplicaId) -> Option<VolumeId> {
+    pub(super) fn copy_failed(&mut self, replica: ReplicaId, now: Time) -> Option<VolumeId> {
         let (id, known) =
             self.volumes.iter_mut().find(|(_, known)| known.whole.contains(&replica))?;
         known.whole.remove(&replica);
@@ -86,7 +86,7 @@ impl Isr {
             return None;
         }
         known.whole = known.isr.iter().copied().filter(|member| *member != replica).collect();
-        known.lost = true;
+        known.lost = Some(now);
         Some(*id)
     }
 
@@ -102,7 +102,7 @@ impl Isr {
     /// The committed ISR of a volume, with nodes, if `epoch` is still the newest.
     #[must_use]
     pub fn members(&self, volume: VolumeId, epoch: Epoch) -> Vec<(ReplicaId, NodeId)> {
-        let counts = |known: &&Known| known.epoch == epoch && !known.lost;
+        let counts = |known: &&Known| known.epoch == epoch && known.lost.is_none();
         let Some(known) = self.volumes.get(&volume).filter(counts) else {
             return Vec::new();
         };
@@ -148,7 +148,7 @@ impl World {
             nodes: BTreeMap::new(),
             left: BTreeMap::new(),
             granted: now,
-            lost: false,
+            lost: None,
         });
         known.nodes.extend::<BTreeMap<_, _>>(nodes);
         if known.epoch != record.epoch {
@@ -220,21 +220,35 @@ impl World {
                 record.epoch
             ));
         }
+        let mut kept = false;
         let whole: BTreeSet<ReplicaId> = if activated {
             self.checks.blocks[volume].activated(record.epoch);
             // They are identical now; one that lost power meanwhile is not.
             let isr = &self.checks.isr;
             let sound =
                 |id: &ReplicaId| nodes.get(id).is_some_and(|n| !isr.lost_power_since(*n, granted));
-            record.isr.iter().copied().filter(sound).collect()
+            let kept: BTreeSet<_> = record.isr.iter().copied().filter(sound).collect();
+            // Where all lost power before they were sealed, one of them was made the truth (R22).
+            if kept.is_empty() { record.isr.clone() } else { kept }
         } else {
             let isr = &self.checks.isr;
             let sound = |id: &&ReplicaId| {
                 let since = isr.resynced.get(id).copied().unwrap_or(0);
                 nodes.get(id).is_some_and(|node| !isr.lost_power_since(*node, since))
             };
-            let mut whole = isr.volumes[&record.volume].whole.clone();
-            whole.extend(joined.iter().filter(sound));
+            let known = &isr.volumes[&record.volume];
+            let mut whole = known.whole.clone();
+            // One that counted already when the others lost their memory, unknown to Raft, has it all.
+            let before =
+                |id: &&ReplicaId| isr.resynced.get(id).is_some_and(|at| known.lost > Some(*at));
+            let saved: BTreeSet<ReplicaId> =
+                joined.iter().filter(|id| sound(id) && before(id)).copied().collect();
+            if !saved.is_empty() {
+                whole = saved;
+                kept = true;
+            } else {
+                whole.extend(joined.iter().filter(sound));
+            }
             if none_left { record.isr.clone() } else { whole }
         };
         let concerned = if activated {
@@ -244,7 +258,11 @@ impl World {
         };
         if let Some(known) = self.checks.isr.volumes.get_mut(&record.volume) {
             known.whole = whole;
-            known.lost = (known.lost || none_left) && !activated;
+            if kept {
+                known.lost = None;
+                self.checks.blocks[volume].keep();
+            }
+            known.lost = known.lost.or(none_left.then_some(now)).filter(|_| !activated);
         }
         for replica in &concerned {
             if let Some(node) = nodes.get(replica) {
@@ -253,7 +271,8 @@ impl World {
         }
         if !concerned.is_empty() {
             // After a loss of all of them they may differ until one is chosen (R22).
-            let known = self.checks.isr.volumes.get(&record.volume).filter(|known| !known.lost);
+            let known =
+                self.checks.isr.volumes.get(&record.volume).filter(|known| known.lost.is_none());
             let members = known.map(|known| &known.whole);
             let held: Vec<(ReplicaId, NodeId)> = members
                 .into_iter()

@@ -37,8 +37,10 @@ impl Checks {
     }
 
     /// The disk under a replica failed.
-    pub fn copy_failed(&mut self, replica: types::ReplicaId) {
-        if let Some(index) = self.isr.copy_failed(replica).and_then(|volume| self.volume(volume)) {
+    pub fn copy_failed(&mut self, replica: types::ReplicaId, now: Time) {
+        if let Some(index) =
+            self.isr.copy_failed(replica, now).and_then(|volume| self.volume(volume))
+        {
             self.blocks[index].lose();
         }
     }

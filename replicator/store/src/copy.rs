@@ -113,7 +113,8 @@ impl Store {
             return;
         }
         match done {
-            // Not verified here: what is wrong in it is wrong in the copy too, and noticed when read.
+            // Not verified here: what is wrong in it is wrong in the copy too, and noticed when read, unless power
+            // is lost before the era is sealed (docs/reliability.md).
             Ok(Some(data)) if data.len() as u64 == layout.slot_size => {
                 let offset = layout.slot(to);
                 self.pin(offset, layout.slot_size);

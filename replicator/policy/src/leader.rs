@@ -130,10 +130,15 @@ impl Roll {
         self.monitor.silent(up.map(|node| node.node), now)
     }
 
+    /// The nodes that have been lost for so long that others take their place.
+    fn gone(&mut self, state: &State, now: Instant) -> Vec<NodeId> {
+        self.absence.look(state.nodes.keys().copied().filter(|node| state.is_lost(*node)), now);
+        self.absence.at_least(self.replace_after)
+    }
+
     /// Which replicas are to be added and given up (R27). To be called several times a second.
     pub fn replacements(&mut self, state: &State, now: Instant) -> Vec<replace::Action> {
-        self.absence.look(state.nodes.keys().copied().filter(|node| state.is_lost(*node)), now);
-        let gone = self.absence.at_least(self.replace_after);
+        let gone = self.gone(state, now);
         let mut actions = replace::plan(state, &gone, &self.free());
         let untended = core::mem::take(&mut self.untended);
         let unneeded = core::mem::take(&mut self.unneeded);
@@ -185,7 +190,7 @@ impl Roll {
             };
             steps.push((key, Step::Snapshot(action)));
         }
-        if let Some(change) = membership::plan(state, &self.absence.at_least(self.replace_after)) {
+        if let Some(change) = membership::plan(state, &self.gone(state, now)) {
             steps.push((Key::Membership, Step::Membership(change)));
         }
         steps

@@ -14,10 +14,9 @@ pub fn plan(state: &State, gone: &[NodeId]) -> Option<Change> {
     let up = |node: &NodeId| state.nodes.get(node).is_some_and(|n| n.status == NodeStatus::Up);
     let learner = members.learners.iter().copied().find(up);
     let voters = members.voters.len();
-    match learner {
-        // Grow before shrink.
-        Some(learner) if voters < MAX_VOTERS => return Some(Change::PromoteVoter(learner)),
-        _ => {}
+    // Grow before shrink.
+    if let Some(learner) = learner.filter(|_| voters < MAX_VOTERS) {
+        return Some(Change::PromoteVoter(learner));
     }
     let useless: Vec<NodeId> =
         members.voters.iter().copied().filter(|voter| gone.contains(voter)).collect();
@@ -25,7 +24,8 @@ pub fn plan(state: &State, gone: &[NodeId]) -> Option<Change> {
     // smallest clusters that tolerate a loss are left as they are.
     let fewer = if voters.is_multiple_of(2) { 1 } else { 2 };
     let helps = useless.len() >= fewer && voters - fewer >= 3;
-    (helps || learner.is_some()).then(|| useless.first().copied().map(Change::Demote)).flatten()
+    let first = useless.first().filter(|_| helps || learner.is_some());
+    first.copied().map(Change::Demote)
 }
 
 #[cfg(test)]

@@ -211,10 +211,11 @@ impl Thread {
                 }
             }
             Output::Propose { ticket, version, change } => {
-                let members = volume.engine.status().members;
+                let engine = &volume.engine;
                 let (volume, isr_version) = (id, version);
-                self.tell(match change {
+                let event = match change {
                     IsrChange::Shrink(remove) => {
+                        let members = engine.status().members;
                         for left in members.iter().filter(|m| remove.contains(&m.replica)) {
                             let (replica, node, why) = (left.replica, left.node, left.link_lost);
                             warn!(%volume, %epoch, %replica, %node, why, "a replica is to leave the in-sync set");
@@ -224,7 +225,8 @@ impl Thread {
                     IsrChange::Grow(add) => {
                         DataEvent::GrowIsr { volume, epoch, isr_version, add, ticket }
                     }
-                });
+                };
+                self.tell(event);
             }
             Output::Resynced { replica, progress } => {
                 let (total, copied) = (progress.total, progress.copied);

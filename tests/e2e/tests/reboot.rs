@@ -110,6 +110,7 @@ async fn a_copy_that_is_back_before_it_was_missed_is_dropped_and_resynced() {
     // A machine that was starved under load is dropped (R4); that is not what is looked at here.
     in_sync(&lab, 1, &id).await.unwrap();
     let before = get(&lab, &id).await;
+    assert!(before.replicas.iter().all(|replica| replica.in_sync));
 
     // The others stand still while node 2 reboots: to them it was never away.
     for node in [1, 3] {

@@ -86,7 +86,7 @@ impl<'a> Ledger<'a> {
     /// # Errors
     /// kubectl's.
     pub fn record(&self) -> Result<Record> {
-        let text = self.bed.kubectl(&["logs", "-n", self.namespace, &self.name, "--tail=-1"])?;
+        let text = self.log()?;
         let mut record = Record::default();
         for line in text.lines() {
             match line.split(' ').collect::<Vec<_>>()[..] {
@@ -101,12 +101,16 @@ impl<'a> Ledger<'a> {
         Ok(record)
     }
 
+    fn log(&self) -> Result<String> {
+        self.bed.kubectl(&["logs", "-n", self.namespace, &self.name, "--tail=-1"])
+    }
+
     /// What it wrote down of attempts that failed, for people.
     ///
     /// # Errors
     /// kubectl's.
     pub fn failures(&self) -> Result<String> {
-        let text = self.bed.kubectl(&["logs", "-n", self.namespace, &self.name, "--tail=-1"])?;
+        let text = self.log()?;
         let failed = text.lines().filter(|line| line.starts_with("fail "));
         Ok(failed.collect::<Vec<_>>().join("\n"))
     }

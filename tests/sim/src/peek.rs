@@ -12,10 +12,7 @@ impl World {
         node: types::NodeId,
         offset: u64,
     ) -> Option<Option<types::Buf>> {
-        let node = &self.nodes[index(node)];
-        let data = &node.process.as_ref()?.data;
-        let at = data.store.locate(replica, None, offset)?;
-        Some(at.and_then(|at| node.disk.block(at.offset)).cloned())
+        self.look(replica, node, None, offset).map(Option::<&types::Buf>::cloned)
     }
 
     /// Likewise, of a snapshot and one of its blocks.
@@ -25,12 +22,21 @@ impl World {
         snapshot: SnapshotId,
         block: u32,
     ) -> Option<Option<types::Buf>> {
-        let node = &self.nodes[index(replica.node)];
-        let data = &node.process.as_ref()?.data;
         let offset = u64::from(block) * types::BLOCK;
-        let at = data.store.locate(replica.replica, Some(snapshot), offset)?;
-        let held = at.and_then(|at| node.disk.block(at.offset));
+        let held = self.look(replica.replica, replica.node, Some(snapshot), offset)?;
         // Zeros in a slot are the same as no slot.
         Some(held.filter(|buf| buf.as_slice().iter().any(|byte| *byte != 0)).cloned())
+    }
+
+    fn look(
+        &self,
+        replica: types::ReplicaId,
+        node: types::NodeId,
+        snapshot: Option<SnapshotId>,
+        offset: u64,
+    ) -> Option<Option<&types::Buf>> {
+        let node = &self.nodes[index(node)];
+        let at = node.process.as_ref()?.data.store.locate(replica, snapshot, offset)?;
+        Some(at.and_then(|at| node.disk.block(at.offset)))
     }
 }

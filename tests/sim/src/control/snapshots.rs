@@ -2,7 +2,7 @@
 //! serves the volume. Snapshots of detached volumes, restores and clones are not simulated.
 
 use super::propose::{After, Call};
-use crate::clock::SEC;
+use crate::clock::MS;
 use crate::world::{World, index};
 use core::time::Duration;
 use engine::{Input, SnapshotError, SnapshotTaken};
@@ -50,7 +50,7 @@ impl World {
             snapshot,
             name: snapshot.to_string(),
             volume,
-            created_unix_ms: self.now / (SEC / 1000),
+            created_unix_ms: self.now / MS,
             hidden: false,
         };
         self.note(|| format!("operator at node {}: {create:?}", leader + 1));

@@ -6,8 +6,8 @@
 //!
 //! Durable before the record, because recovery that finds the record shows the new slot: it must hold
 //! all that was flushed to the old one. The writes that wait for the copy then go into the new slot in
-//! place, like any other. A copy belongs to the piece, not to the request that began it: it changes
-//! nothing that anybody sees, so it may end after a seal.
+//! place, like any other. A copy belongs to the piece, not to the request that began it, and is of use as long
+//! as some request waits for it.
 
 use std::collections::BTreeMap;
 use std::ops::RangeBounds;
@@ -113,8 +113,8 @@ impl Store {
             return;
         }
         match done {
-            // Not verified here: what is wrong in it is wrong in the copy too, and noticed when read, unless power
-            // is lost before the era is sealed (docs/reliability.md).
+            // Not verified here: what is wrong in it is wrong in the copy too, and noticed when read, like anything
+            // else that the region holds: unless it has an unsealed tag and power is lost (see `Sums`).
             Ok(Some(data)) if data.len() as u64 == layout.slot_size => {
                 let offset = layout.slot(to);
                 self.pin(offset, layout.slot_size);
@@ -143,11 +143,14 @@ impl Store {
             return self.copy_failed(piece, errno, out);
         }
         let (index, vslot) = piece;
-        let versions = self.state.replicas.get(&index).map(|state| &state.versions);
-        // Meanwhile the piece may have been discarded, its replica deleted or its snapshots dropped.
+        let waits = self.copying[&piece].waiters.iter().any(|key| self.ops.get(*key).is_some());
+        // Meanwhile the piece may have been discarded, its replica deleted or its snapshots dropped; or the
+        // write went away with its session: then an era or a snapshot may be on its way that has settled its
+        // checksums already, and would be believed without those of the copy (R18, R26).
         let wanted = !stale
-            && versions.is_some_and(|versions| {
-                versions.slot(vslot) == Some(from) && versions.is_shared(vslot)
+            && waits
+            && self.state.replicas.get(&index).is_some_and(|state| {
+                state.versions.slot(vslot) == Some(from) && state.versions.is_shared(vslot)
             });
         if wanted {
             self.sums.copy(from, to);

@@ -270,11 +270,13 @@ fn pages_of_checksums() {
     run(&Target {
         name: "pages of checksums",
         corpus,
-        words: &[b"HFCS"],
+        words: &[b"HFC2", b"HFCS"],
         longest: used,
         repair: &|bytes| {
             bytes.resize(bytes.len().max(PAGE_HEADER as usize), 0);
-            bytes[..4].copy_from_slice(b"HFCS");
+            if bytes[0] % 2 == 0 || !bytes.starts_with(b"HF") {
+                bytes[..4].copy_from_slice(b"HFC2");
+            }
             let mut block = cell.borrow_mut();
             block.fill(0);
             block[..bytes.len()].copy_from_slice(bytes);

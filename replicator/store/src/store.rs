@@ -233,12 +233,12 @@ impl Store {
         assert_eq!(applied, Ok(()), "{index:?} {change:?}");
         let record = self.log.append(index, change);
         if !freed.is_empty() {
-            for slot in &freed {
-                self.sums.free(*slot);
-            }
             self.alloc.releasing_more(freed.len());
             if planted(Bug::ReuseBeforeUnmapped) {
-                freed.drain(..).for_each(|slot| self.alloc.release(slot));
+                for slot in freed.drain(..) {
+                    self.sums.free(slot);
+                    self.alloc.release(slot);
+                }
             }
             self.waits.durable.entry(record).or_default().push(Wake::Release(freed));
         }
@@ -301,6 +301,8 @@ impl Store {
                 Wake::Release(slots) => {
                     self.full_told = false;
                     for slot in slots {
+                        // Not before: if the record were lost the owner would be back, and needs them.
+                        self.sums.free(slot);
                         self.alloc.release(slot);
                     }
                 }

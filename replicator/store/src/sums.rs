@@ -3,8 +3,12 @@
 //! In memory the checksums of allocated slots are always right or unknown. On disk they are
 //! settled only when an era is sealed or a snapshot is made, so that an overwrite stays one write; a
 //! region whose tag is above the last sealed one is therefore not trusted after a restart (R17 makes
-//! the tag durable before the data), except for what a snapshot uses and so was not written since. Each page has two copies, written in turns, so that a torn page write leaves
-//! the one before.
+//! the tag durable before the data), except for what a snapshot uses and so was not written since. Each
+//! page has two copies, written in turns, so that a torn page write leaves the one before.
+//!
+//! A slot that was settled must be in its page. One that its page says had no owner when it was written
+//! shows that the page's last write was lost, or went elsewhere: what is in the slot cannot be judged, and
+//! is not served.
 //!
 //! All pages of the pool are read when it is opened and the checksums of allocated slots stay in
 //! memory: 4 bytes per 4 KiB.
@@ -32,13 +36,24 @@ struct Header {
 }
 
 const _: () = assert!(size_of::<Header>() as u64 == PAGE_HEADER);
-const MAGIC: [u8; 4] = *b"HFCS";
+const MAGIC: [u8; 4] = *b"HFC2";
+/// Of pages in which zero stands for [`UNKNOWN`], too.
+const OLD_MAGIC: [u8; 4] = *b"HFCS";
 pub(crate) const CRC_AT: usize = 4;
 /// Blocks of the table read at once.
 const SCAN: u64 = 256;
 
-/// Stands for "not known". A block whose real checksum is this is not verified: one in 2^32.
-pub(crate) const UNKNOWN: u32 = 0;
+/// In a page: the slot had no owner when the page was written.
+const NOBODY: u32 = 0;
+/// Stands for "not known": the block is served as it is.
+pub(crate) const UNKNOWN: u32 = 1;
+/// Stands for "cannot be known any more": the block is not served until it is written.
+const LOST: u32 = 2;
+
+/// What is remembered of a block with this CRC32C: three in 2^32 are not verified.
+const fn known(crc: u32) -> u32 {
+    if crc <= LOST { UNKNOWN } else { crc }
+}
 
 /// What is known of a slot in memory.
 #[derive(Clone, Debug, Default)]
@@ -70,7 +85,7 @@ impl Sums {
             slots: vec![SlotSums::default(); layout.slots as usize],
             pages: vec![0; layout.pages() as usize],
             clock: 0,
-            zero_sum: crc32c(&[0; BLOCK as usize]),
+            zero_sum: known(crc32c(&[0; BLOCK as usize])),
         }
     }
 
@@ -85,7 +100,7 @@ impl Sums {
         for replica in state.replicas.values() {
             for (_, slot, _) in replica.versions.slots() {
                 sums.slots[slot.0 as usize].sums =
-                    Some(vec![UNKNOWN; layout.slot_blocks()].into_boxed_slice());
+                    Some(vec![NOBODY; layout.slot_blocks()].into_boxed_slice());
             }
         }
         let copies = u64::from(layout.pages()) * 2;
@@ -103,14 +118,15 @@ impl Sums {
         let mut unsettled = Vec::new();
         for replica in state.replicas.values() {
             for (vslot, slot, frozen) in replica.versions.slots() {
+                let entry = &mut sums.slots[slot.0 as usize];
+                let Some(sums) = entry.sums.as_mut() else { continue };
                 // What a snapshot uses was settled before the snapshot was, and not written since.
                 if !frozen && replica.tag(layout.region_of(vslot)) > replica.last_sealed {
-                    let entry = &mut sums.slots[slot.0 as usize];
-                    if let Some(sums) = entry.sums.as_mut() {
-                        sums.fill(UNKNOWN);
-                    }
+                    sums.fill(UNKNOWN);
                     entry.unsettled = true;
                     unsettled.push(slot);
+                } else {
+                    sums.iter_mut().filter(|sum| **sum == NOBODY).for_each(|sum| *sum = LOST);
                 }
             }
         }
@@ -118,24 +134,41 @@ impl Sums {
     }
 
     fn load_page(&mut self, page: u32, pair: &[u8]) {
-        let copies = pair.chunks_exact(BLOCK as usize);
-        let newest = copies
-            .filter_map(|block| {
-                let header: Header = bytemuck::pod_read_unaligned(&block[..PAGE_HEADER as usize]);
-                (header.magic == MAGIC && header.page == page && block_is_intact(block, CRC_AT))
-                    .then_some((header.sequence, block))
-            })
-            .max_by_key(|(sequence, _)| *sequence);
-        // A page that was never written, or is damaged, protects nothing: its blocks stay unknown.
-        let Some((sequence, block)) = newest else { return };
-        self.pages[page as usize] = sequence;
+        let mut newest: Option<(Header, &[u8])> = None;
+        let mut damaged = false;
+        for block in pair.chunks_exact(BLOCK as usize) {
+            let header: Header = bytemuck::pod_read_unaligned(&block[..PAGE_HEADER as usize]);
+            let ours = [MAGIC, OLD_MAGIC].contains(&header.magic) && header.page == page;
+            if ours && block_is_intact(block, CRC_AT) {
+                let newer = newest.is_none_or(|(other, _)| header.sequence > other.sequence);
+                newest = if newer { Some((header, block)) } else { newest };
+            } else {
+                // One that was never written is no proof of damage.
+                damaged |= block.iter().any(|byte| *byte != 0);
+            }
+        }
+        if let Some((header, _)) = newest {
+            self.pages[page as usize] = header.sequence;
+        }
         let slot_bytes = self.layout.slot_blocks() * 4;
+        let old = newest.is_some_and(|(header, _)| header.magic == OLD_MAGIC);
+        let words = newest.map(|(_, block)| &block[PAGE_HEADER as usize..]);
         let first = page * self.layout.slots_per_page();
-        for (bytes, slot) in block[PAGE_HEADER as usize..].chunks_exact(slot_bytes).zip(first..) {
-            if let Some(sums) = self.slots.get_mut(slot as usize).and_then(|s| s.sums.as_mut()) {
+        for at in 0..self.layout.slots_per_page() {
+            let Some(sums) =
+                self.slots.get_mut((first + at) as usize).and_then(|slot| slot.sums.as_mut())
+            else {
+                continue;
+            };
+            let from = at as usize * slot_bytes;
+            if let Some(bytes) = words.and_then(|words| words.get(from..from + slot_bytes)) {
                 for (sum, bytes) in sums.iter_mut().zip(bytes.as_chunks::<4>().0) {
                     *sum = u32::from_le_bytes(*bytes);
                 }
+            }
+            // What is missing may have been in the copy that is damaged.
+            if damaged || old {
+                sums.iter_mut().filter(|sum| **sum == NOBODY).for_each(|sum| *sum = UNKNOWN);
             }
         }
     }
@@ -236,7 +269,7 @@ impl Sums {
             let entry = &mut self.slots[slot.0 as usize];
             entry.last_write = clock;
             let Some(sums) = entry.sums.as_mut() else { continue };
-            sums[(within / BLOCK) as usize] = crc.unwrap_or_else(|| crc32c(block));
+            sums[(within / BLOCK) as usize] = known(crc.unwrap_or_else(|| crc32c(block)));
             if !std::mem::replace(&mut entry.unsettled, true) {
                 unsettled.push(slot);
             }

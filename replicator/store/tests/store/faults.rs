@@ -250,6 +250,53 @@ fn a_rotten_block_is_never_served() {
     }
 }
 
+/// The newest copy of the only page of checksums that was written: where it is, and where the other one.
+fn newest_page(node: &mut Node) -> (u64, u64) {
+    let size = 16 * MIB as usize;
+    let bytes = node.disk.bytes(0, size);
+    let sequence =
+        |at: &usize| bytes[*at + 8..].first_chunk().map(|word| u64::from_le_bytes(*word));
+    let pages = (0..size).step_by(4096).filter(|at| bytes[*at..].starts_with(b"HFC2"));
+    let newest = pages.max_by_key(sequence).unwrap() as u64;
+    (newest, if newest / 4096 % 2 == 0 { newest + 4096 } else { newest - 4096 })
+}
+
+#[test]
+fn what_a_lost_page_of_checksums_knew_is_not_served() {
+    // The newest copy of the page is as it was before it was written, is damaged, or is in place.
+    for (lost, damaged) in [(true, false), (false, true), (false, false)] {
+        let mut node = Node::new(16 * MIB);
+        node.create(1, 4 * MIB);
+        let (session, _) = node.attach(1, 1, Role::Engine);
+        for (era, offset) in [(1, 0), (2, 64 << 10)] {
+            assert_eq!(node.write(session, offset, filled(8192, 1), era), Reply::Done);
+            assert_eq!(node.ask(session, Request::SealEra { era: Era(era) }), Reply::Done);
+        }
+        let place = node.store.locate(replica(1), None, 64 << 10).unwrap().unwrap();
+        let (newest, older) = newest_page(&mut node);
+        assert!(node.disk.bytes(older, 4096).starts_with(b"HFC2"), "they are written in turns");
+        let page = node.disk.bytes(newest, 4096).to_vec();
+        if lost {
+            // It went to a block that it would have known.
+            node.disk.bytes(newest, 4096).fill(0);
+            node.disk.bytes(place.offset, 4096).copy_from_slice(&page);
+        } else if damaged {
+            node.disk.bytes(newest + 100, 1)[0] ^= 1;
+        }
+        node.disk.persist();
+        let mut node = node.restart(1);
+        let (session, _) = node.attach(1, 2, Role::Engine);
+        assert_eq!(node.read(session, 0, 8192), filled(8192, 1), "the older copy knows it");
+        for offset in [64 << 10, (64 << 10) + 4096] {
+            let found = node.ask(session, Request::Read { offset, len: 4096 });
+            let refused = Reply::Failed(WireError::Checksum { offset });
+            assert_eq!(found == refused, lost, "{lost} {damaged} {offset}: {found:?}");
+            assert_eq!(node.write(session, offset, filled(4096, 3), 1), Reply::Done);
+            assert_eq!(node.read(session, offset, 4096), filled(4096, 3), "it is repaired");
+        }
+    }
+}
+
 #[test]
 fn a_read_that_a_write_falls_into_is_not_called_rotten() {
     let mut node = Node::new(16 * MIB);

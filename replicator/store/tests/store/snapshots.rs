@@ -218,3 +218,23 @@ fn a_copy_does_not_hide_what_is_damaged() {
     let reader = node.session(Node::hello(1, 0, Role::Reader)).unwrap();
     assert_eq!(node.ask(reader, of_snapshot), damaged);
 }
+
+/// A copy whose write went away with its session ends after an era of the next engine was sealed: nothing would
+/// settle its checksums any more.
+#[test]
+fn a_copy_that_ends_after_its_era_is_not_used() {
+    let (mut node, session) = node();
+    node.write(session, 0, filled(SLOT, 1), 1);
+    take(&mut node, session, 1);
+    node.send(session, write(0, filled(4096, 2), 1));
+    let held = node.in_flight.remove(0);
+    assert!(matches!(held.op, DiskOp::Read { .. }), "the copy is being read");
+    let (next, _) = node.attach(1, 2, Role::Engine);
+    assert_eq!(node.ask(next, Request::SealEra { era: types::Era(1) }), Reply::Done);
+    node.in_flight.push(held);
+    node.settle();
+    assert_eq!(allocated(&node), 1);
+    let mut node = node.crash(&mut kit::Rng::new(1), 2);
+    let (session, _) = node.attach(1, 3, Role::Engine);
+    assert_eq!(node.read(session, 0, SLOT as u32), filled(SLOT, 1));
+}

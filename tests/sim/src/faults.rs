@@ -384,7 +384,7 @@ impl World {
 
     /// Whether a copy on node `n` may be destroyed for good: every volume with a copy there has
     /// another one that is in sync and in order, and pools remain for a replacement.
-    fn may_destroy(&self, n: usize) -> bool {
+    pub(crate) fn may_destroy(&self, n: usize) -> bool {
         let good = self.nodes.iter().filter(|node| node.member && !node.pool_dead).count();
         let condemned = self
             .nodes

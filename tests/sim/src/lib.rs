@@ -15,6 +15,7 @@ mod control;
 pub mod data;
 pub mod disk;
 pub mod faults;
+mod members;
 pub mod meta;
 pub mod net;
 pub mod node;

@@ -69,11 +69,13 @@ fn main() -> ExitCode {
     }
     let figures = sum.figures;
     println!(
-        "{:.1} cluster-hours, {} attachments, {} fences, {} resyncs, {} snapshots, {} errors to consumers, {} losses allowed, {} volumes destroyed",
+        "{:.1} cluster-hours, {} attachments, {} fences, {} resyncs, {} tendings, {} nodes removed, {} snapshots, {} errors to consumers, {} losses allowed, {} volumes destroyed",
         figures.time as f64 / SEC as f64 / 3600.0,
         figures.attachments,
         figures.fences,
         figures.resyncs,
+        figures.tendings,
+        figures.removals,
         figures.snapshots,
         figures.errors,
         figures.losses,

@@ -2,16 +2,14 @@
 //! nodes. In the daemon's terms: the CSI controller, Kubernetes and a person.
 
 use crate::client::Life;
-use crate::clock::{MS, SEC};
-use crate::control::control_address;
-use crate::meta::MetaInput;
+use crate::clock::{MS, SEC, Time};
 use crate::plan::Theme;
 use crate::rng::Rng;
 use crate::world::{Event, World, index};
 use core::time::Duration;
 use engine::Input as EngineInput;
 use metadata::{
-    Attachment, Change, Command, Lifecycle, NewReplica, NodeStatus, ReplicaState, State, placement,
+    Attachment, Command, Lifecycle, NewReplica, NodeStatus, ReplicaState, State, placement,
 };
 use std::sync::Arc;
 use types::{BLOCK, Incarnation, ReplicaId, VolumeId};
@@ -31,6 +29,8 @@ pub struct Wanted {
     /// Groups of blocks that consumers like.
     hot: Vec<u32>,
     live: bool,
+    /// Until then nobody wants to use it.
+    rests: Time,
 }
 
 /// What consumers and pods of a run are like.
@@ -44,11 +44,13 @@ pub struct Habits {
     pub places: u64,
     /// A pod moves once in so many looks.
     pub moves: u64,
+    /// A pod that leaves is scaled down for a while, so many times in a hundred.
+    pub rests: u64,
 }
 
 impl Default for Habits {
     fn default() -> Self {
-        Self { slowness: 1, discards: 1, places: 1, moves: 120 }
+        Self { slowness: 1, discards: 1, places: 1, moves: 120, rests: 0 }
     }
 }
 
@@ -67,8 +69,14 @@ impl Habits {
         if rng.chance(often) {
             habits.places = 10;
         }
-        if rng.chance(often) {
+        if theme == Theme::LateSeal {
+            // An era ends only where a pod stays.
+            habits.moves = 1_000;
+        } else if rng.chance(often) {
             habits.moves = rng.between(6, 30);
+        }
+        if theme != Theme::LateSeal && rng.chance(20) {
+            (habits.rests, habits.moves) = (70, rng.between(20, 60));
         }
         habits
     }
@@ -83,8 +91,10 @@ pub struct Operator {
     pub volumes: Vec<Wanted>,
     /// Nodes that are to join, and when.
     pub joiners: Vec<(usize, u64)>,
+    /// A node that is lost for good at that time, and then removed from the cluster.
+    pub leaver: Option<(usize, Time)>,
     /// Until then a change of membership may be under way: whoever makes it may die over it.
-    changing: u64,
+    pub(crate) changing: Time,
     /// Whether snapshots are taken.
     pub snapshots: bool,
     /// Whether copies are added without need.
@@ -113,7 +123,7 @@ impl Operator {
     pub fn want(&mut self, id: VolumeId, size: u64, repl: u32, hot: u64, rng: &mut Rng) {
         let blocks = (size / BLOCK) as u32;
         let hot = (0..hot).map(|_| rng.below(u64::from(blocks)) as u32).collect();
-        self.volumes.push(Wanted { id, size, repl, owner: None, hot, live: false });
+        self.volumes.push(Wanted { id, size, repl, owner: None, hot, live: false, rests: 0 });
     }
 }
 
@@ -139,6 +149,7 @@ impl World {
         self.after(pause, Event::Operator);
         let Some(state) = self.newest_state() else { return };
         self.join_nodes(&state);
+        self.remove_nodes(&state);
         for volume in 0..self.operator.volumes.len() {
             match state.volumes.get(&self.operator.volumes[volume].id) {
                 None => self.create(volume, &state),
@@ -240,35 +251,6 @@ impl World {
         }
     }
 
-    /// Nodes that are to join: known first, then a learner; the leader makes it a voter.
-    fn join_nodes(&mut self, state: &State) {
-        let now = self.now;
-        if self.operator.changing > now {
-            return;
-        }
-        let Some((n, _)) = self.operator.joiners.iter().copied().find(|(_, at)| *at <= now) else {
-            return;
-        };
-        let node = self.nodes[n].id;
-        if state.membership.contains(node) {
-            self.operator.joiners.retain(|(joiner, _)| *joiner != n);
-            return;
-        }
-        if !self.nodes[n].member {
-            self.nodes[n].member = true;
-            self.start_later(n, MS);
-        }
-        if !state.nodes.contains_key(&node) {
-            let (name, control_address) = (format!("n{}", n + 1), control_address(n));
-            return self.order(Command::AddNode { node, name, control_address });
-        }
-        let Some(leader) = self.leader() else { return };
-        self.operator.changing = now + 5 * SEC;
-        if let Some(ticket) = self.operator_ticket(leader) {
-            self.meta_input(leader, MetaInput::Change(ticket, Change::AddLearner(node)));
-        }
-    }
-
     /// A daemon that runs and believes to lead.
     pub(crate) fn leader(&self) -> Option<usize> {
         let leads = |p: &crate::node::Process| p.meta.status().role == metadata::Role::Leader;
@@ -276,11 +258,6 @@ impl World {
             let node = &self.nodes[*n];
             node.is_running(self.now) && node.process.as_ref().is_some_and(leads)
         })
-    }
-
-    /// A change of membership came to its end; the next look shows how.
-    pub(crate) fn operator_change_done(&mut self, _: bool) {
-        self.operator.changing = 0;
     }
 
     /// Kubernetes looks at a volume: its pod must run somewhere.
@@ -302,6 +279,7 @@ impl World {
         match owner {
             // Somebody tried to run it twice, and now may.
             None if other.is_some() => self.operator.volumes[volume].owner = other,
+            None if self.operator.volumes[volume].rests > self.now && !self.healing => {}
             None => self.place_pod(volume, owner),
             Some(client) if self.is_taken_away(client) => match other {
                 Some(other) => self.operator.volumes[volume].owner = Some(other),
@@ -376,6 +354,10 @@ impl World {
         }
         if self.rng.one_in(self.operator.habits.moves) {
             self.clients[client].life = Life::Leaving(epoch);
+            if self.rng.chance(self.operator.habits.rests) {
+                let volume = self.clients[client].volume;
+                self.operator.volumes[volume].rests = self.now + self.rng.between(8, 45) * SEC;
+            }
         } else if self.rng.one_in(150) {
             let volume = self.clients[client].volume;
             let n = self.rng.below(self.nodes.len() as u64) as usize;

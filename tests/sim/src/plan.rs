@@ -4,6 +4,7 @@
 use crate::clock::{MS, SEC, Time};
 use crate::node::Death;
 use crate::rng::Rng;
+use types::ERA;
 
 /// What goes wrong. Nodes by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,7 +177,7 @@ pub enum Theme {
     Promises,
     /// Raft without rest.
     Elections,
-    /// Nothing can be decided while a copy is lost and an era ends; then all hosts lose power.
+    /// Nothing can be decided while a copy is lost and an era ends; then the copy that sealed it is lost.
     LateSeal,
 }
 
@@ -218,7 +219,7 @@ impl Plan {
         let told = !matches!(theme, Theme::Network | Theme::Power | Theme::Disks | Theme::Mixture);
         // A story needs some quiet around it.
         let quiet = if theme == Theme::LateSeal {
-            8
+            24
         } else if told {
             3
         } else {
@@ -346,14 +347,18 @@ impl Plan {
                 long
             }
             _ => {
-                let lasts = rng.between(15_000, 32_000) * MS;
-                faults.push(fault(Kind::MuteAll, lasts));
-                let lost = Fault { whom: Some(Whom::Member), ..fault(Kind::Power { node }, lasts) };
-                faults.push(Fault { at: at + rng.between(200, 1_500) * MS, ..lost });
-                let when = Some((Moment::EraSealing, rng.below(20 * MS)));
-                let all = Fault { when, ..fault(Kind::PowerAll, rng.between(20, 900) * MS) };
-                faults.push(Fault { at: at + 1_600 * MS, ..all });
-                lasts
+                // A copy is lost, with what was not flushed, in the moment before an era ends, and nobody can
+                // decide that it does not count: the other one seals alone. Then that is lost too, and stays
+                // away until the first is the truth.
+                let mut after = |least, most, kind, whom, lasts| {
+                    let when = Some((Moment::EraSealing, rng.between(least, most) * MS));
+                    faults.push(Fault { at, lasts: lasts * MS, kind, whom, when });
+                };
+                let (member, holder) = (Some(Whom::Member), Some(Whom::Holder));
+                after(27_500, 28_500, Kind::MuteAll, None, 5_000);
+                after(28_600, 29_950, Kind::Power { node }, member, 6_000);
+                after(30_150, 31_500, Kind::Power { node }, holder, 15_000);
+                2 * ERA.as_nanos() as Time + 16 * SEC
             }
         }
     }

@@ -112,12 +112,12 @@ impl World {
             node.start_clock(0, &mut rng);
             nodes.push(node);
         }
-        let mut operator = Operator::default();
-        operator.habits = Habits::random(plan.theme, &mut rng);
+        let habits = Habits::random(plan.theme, &mut rng);
+        let mut operator = Operator { habits, ..Operator::default() };
         if tight {
             operator.habits = Habits { slowness: 1, discards: 60, ..operator.habits };
         }
-        operator.restless = rng.chance(30);
+        operator.restless = rng.chance(30) || operator.habits.rests > 0;
         operator.snapshots = !small && Rng::new(seed, 5).chance(40);
         operator.replace_after = core::time::Duration::from_secs(rng.between(4, 60));
         let mut checks = Checks::default();
@@ -136,6 +136,10 @@ impl World {
         }
         operator.joiners =
             (founders..count).map(|n| (n as usize, rng.between(1, 60) * SEC)).collect();
+        if count > 3 && rng.chance(30) {
+            let at = rng.between(5, 70) * SEC;
+            operator.leaver = Some((rng.below(count) as usize, at));
+        }
         checks.bounds.snapshot = rng.between(40, 400) as usize;
         for (without, left_out) in plan.without.iter_mut().zip(&options.without) {
             *without = *left_out;

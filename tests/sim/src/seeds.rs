@@ -47,6 +47,8 @@ impl Sum {
         sum.resyncs += one.resyncs;
         sum.destroyed += one.destroyed;
         sum.snapshots += one.snapshots;
+        sum.tendings += one.tendings;
+        sum.removals += one.removals;
         sum.losses += one.losses;
         sum.time += one.time;
         if let Some(text) = &outcome.violation {

@@ -72,6 +72,10 @@ pub struct Figures {
     pub resyncs: u64,
     /// Volumes all of whose copies were destroyed by faults.
     pub destroyed: u64,
+    /// Engines without a device that began to fill replicas.
+    pub tendings: u64,
+    /// Nodes that were gone for good and are removed.
+    pub removals: u64,
     /// Snapshots that were taken.
     pub snapshots: u64,
     /// Losses of unflushed writes that the promises allow.

@@ -57,9 +57,11 @@ impl<'n> Internal<'n> {
         self.operation.wanted().await;
     }
 
-    /// Whether the record still grants the volume to this engine.
-    pub(super) fn is_ours(&self) -> bool {
-        is_ours(&self.node.meta.state(), self.volume, self.epoch, self.instance)
+    /// Whether the record still grants the volume to this engine, and it has not failed.
+    pub(super) fn works(&self) -> bool {
+        let local = self.node.attachments.inner();
+        local.get(&self.volume).is_some_and(|local| local.failed.is_none())
+            && is_ours(&self.node.meta.state(), self.volume, self.epoch, self.instance)
     }
 
     /// Flushes, seals and closes; returns whether that was clean on every in-sync replica.

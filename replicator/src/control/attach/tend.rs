@@ -49,7 +49,8 @@ pub(in crate::control) async fn tend(node: &Arc<Node>, volume: VolumeId) -> Resu
     beginning.await.unwrap_or_else(|_| Err(Status::internal("the tending ended unexpectedly")))
 }
 
-/// Completes when there has been nothing to do for [`IDLE`], or the volume must be attached anew.
+/// Completes when there has been nothing to do for [`IDLE`], or the volume must be attached anew: somebody else
+/// has it, the engine failed, or the volume grew.
 async fn finished(node: &Node, volume: VolumeId, internal: &Internal<'_>) {
     let mut applied = node.meta.watch();
     let size = || node.meta.state().volumes.get(&volume).map(|record| record.size);
@@ -57,19 +58,15 @@ async fn finished(node: &Node, volume: VolumeId, internal: &Internal<'_>) {
     loop {
         applied.borrow_and_update();
         // An engine without a device does not grow.
-        if !internal.is_ours() || size() != begun_with {
+        if !internal.works() || size() != begun_with {
             return;
         }
-        let changed = if tended(&node.meta.state(), volume) {
-            match timeout(IDLE, applied.changed()).await {
-                Ok(changed) => changed,
-                Err(_) => return,
-            }
-        } else {
-            applied.changed().await
-        };
-        if changed.is_err() {
-            return;
+        let idle = tended(&node.meta.state(), volume);
+        // A failed engine changes no state: it is looked for again and again.
+        match timeout(IDLE, applied.changed()).await {
+            Ok(Err(_)) => return,
+            Err(_) if idle => return,
+            Ok(Ok(())) | Err(_) => {}
         }
     }
 }

@@ -5,7 +5,7 @@ use super::propose::After;
 use crate::world::World;
 use core::time::Duration;
 use engine::{EngineConfig, Input as EngineInput, IsrView};
-use metadata::{Attachment, Command, Done, Outcome as MetaOutcome, State};
+use metadata::{Attachment, Command, Done, Outcome as MetaOutcome, Refused, State};
 use policy::attachment::{AfterRefusal, LOOK_AGAIN, after_refusal, is_ours, members, situation};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -31,8 +31,16 @@ pub enum Outcome {
     Detached,
 }
 
+/// For whom an operation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whom {
+    Consumer(usize),
+    /// The node itself: no device (docs/decisions/0019).
+    Nobody,
+}
+
 #[derive(Debug)]
-enum Stage {
+pub(super) enum Stage {
     /// The local half is being taken down; then whatever was wanted goes on.
     Stopping { until: Instant },
     /// `BeginAttach` is under way.
@@ -45,33 +53,38 @@ enum Stage {
     Activating,
     /// `Detach` is under way.
     Releasing,
+    /// An engine without a device fills replicas; there has been nothing to fill `since`.
+    Tending { size: u64, since: Option<Instant> },
 }
 
 /// One operation at a time per volume.
 #[derive(Debug)]
 pub(crate) struct Operation {
-    client: usize,
+    pub(super) whom: Whom,
     /// To attach; false when it only has to end, or has failed.
-    attach: bool,
+    pub(super) attach: bool,
+    /// Somebody else wants the volume.
+    pub(super) wanted: bool,
     failed: bool,
     held: bool,
-    deadline: Instant,
-    epoch: Epoch,
-    instance: EngineInstance,
+    pub(super) deadline: Instant,
+    pub(super) epoch: Epoch,
+    pub(super) instance: EngineInstance,
     /// Engines one of which must still have the volume: for a device that outlived its daemon (R14).
     former: Option<BTreeSet<EngineInstance>>,
     /// The state that the last `BeginAttach` went by.
     looked: Option<Arc<State>>,
     /// What was taken down, and whether cleanly.
     here: Option<(Epoch, EngineInstance, bool)>,
-    stage: Stage,
+    pub(super) stage: Stage,
 }
 
 impl Operation {
-    fn new(client: usize, attach: bool) -> Self {
+    pub(super) fn new(whom: Whom, attach: bool) -> Self {
         Self {
-            client,
+            whom,
             attach,
+            wanted: false,
             failed: false,
             held: false,
             deadline: Instant(0),
@@ -98,7 +111,7 @@ impl World {
             deadline: now.after(RESUME_WAIT),
             instance,
             former,
-            ..Operation::new(client, true)
+            ..Operation::new(Whom::Consumer(client), true)
         };
         control.operations.insert(volume, operation);
         self.begin_epoch(n, volume);
@@ -113,7 +126,8 @@ impl World {
         let now = self.local(n);
         let instance = EngineInstance(Uuid::from_u128(self.rng.id()));
         let Some(process) = &mut self.nodes[n].process else { return false };
-        if process.control.operations.contains_key(&volume) {
+        if let Some(operation) = process.control.operations.get_mut(&volume) {
+            operation.wanted = true;
             return false;
         }
         let state = process.meta.state();
@@ -128,8 +142,11 @@ impl World {
             self.client_told(client, Outcome::Attached(epoch));
             return true;
         }
-        let operation =
-            Operation { deadline: now.after(FENCE_WAIT), instance, ..Operation::new(client, true) };
+        let operation = Operation {
+            deadline: now.after(FENCE_WAIT),
+            instance,
+            ..Operation::new(Whom::Consumer(client), true)
+        };
         process.control.operations.insert(volume, operation);
         self.clients[client].engines.insert(instance);
         self.tear_down(n, volume);
@@ -143,15 +160,17 @@ impl World {
         if control.operations.contains_key(&volume) {
             return false;
         }
-        let operation =
-            Operation { deadline: now.after(FENCE_WAIT), ..Operation::new(client, false) };
+        let operation = Operation {
+            deadline: now.after(FENCE_WAIT),
+            ..Operation::new(Whom::Consumer(client), false)
+        };
         control.operations.insert(volume, operation);
         self.tear_down(n, volume);
         true
     }
 
     /// `end::tear_down`: removes the local half, whatever state it is in.
-    fn tear_down(&mut self, n: usize, volume: VolumeId) {
+    pub(super) fn tear_down(&mut self, n: usize, volume: VolumeId) {
         let now = self.local(n);
         let Some(process) = &mut self.nodes[n].process else { return };
         let state = Arc::clone(process.meta.state());
@@ -198,13 +217,13 @@ impl World {
     }
 
     /// `begin::begin_epoch`.
-    fn begin_epoch(&mut self, n: usize, volume: VolumeId) {
+    pub(super) fn begin_epoch(&mut self, n: usize, volume: VolumeId) {
         let here = self.nodes[n].id;
         let Some(state) = self.state(n) else { return };
         let Some(operation) = self.operation(n, volume) else { return };
         operation.stage = Stage::Begin;
         operation.looked = Some(Arc::clone(&state));
-        let instance = operation.instance;
+        let (instance, internal) = (operation.instance, operation.whom == Whom::Nobody);
         let holder = state.volumes.get(&volume).and_then(|record| record.attachment.instance());
         if let Some(former) = &operation.former
             && !holder.is_some_and(|holder| former.contains(&holder))
@@ -213,8 +232,7 @@ impl World {
             return self.give_up(n, volume);
         }
         let expected_epoch = state.volumes.get(&volume).map_or(Epoch(0), |record| record.epoch);
-        let begin =
-            Command::BeginAttach { volume, node: here, instance, expected_epoch, internal: false };
+        let begin = Command::BeginAttach { volume, node: here, instance, expected_epoch, internal };
         self.propose(n, begin, COMMAND, After::Begin { volume });
     }
 
@@ -240,10 +258,13 @@ impl World {
                     let before = operation.looked.take().unwrap_or(state);
                     let until = operation.deadline.min(now.after(LOOK_AGAIN));
                     operation.stage = Stage::Waiting { before, until };
+                    if let Refused::HeldInternally { node, .. } = refused {
+                        self.ask_back(n, volume, node);
+                    }
                     self.attachments_changed(n);
                 }
                 _ => {
-                    operation.held = matches!(refused, metadata::Refused::HeldBy { .. });
+                    operation.held = matches!(refused, Refused::HeldBy { .. });
                     self.give_up(n, volume);
                 }
             },
@@ -305,22 +326,31 @@ impl World {
         isr: Vec<ReplicaId>,
         outcome: Option<MetaOutcome>,
     ) {
+        let size = self.state(n).and_then(|s| s.volumes.get(&volume).map(|v| v.size)).unwrap_or(0);
         let Some(control) = self.control(n) else { return };
-        let Some(operation) = control.operations.get(&volume) else { return };
+        let Some(operation) = control.operations.get_mut(&volume) else { return };
         if !matches!(operation.stage, Stage::Activating) {
             return;
         }
         let Some(Ok(Done::Isr { isr_version })) = outcome else { return self.give_up(n, volume) };
-        let (client, epoch) = (operation.client, operation.epoch);
-        control.operations.remove(&volume);
+        let (whom, epoch) = (operation.whom, operation.epoch);
+        match whom {
+            Whom::Consumer(_) => drop(control.operations.remove(&volume)),
+            Whom::Nobody => operation.stage = Stage::Tending { size, since: None },
+        }
         if let Some(local) = control.locals.get_mut(&volume) {
             local.active = true;
         }
         let view = IsrView { version: isr_version, isr };
         self.note(|| format!("node {} epoch {epoch}: active, {view:?}", n + 1));
         self.engine_command(n, volume, EngineInput::Activated(view));
-        self.figures.attachments += 1;
-        self.client_told(client, Outcome::Attached(epoch));
+        match whom {
+            Whom::Consumer(client) => {
+                self.figures.attachments += 1;
+                self.client_told(client, Outcome::Attached(epoch));
+            }
+            Whom::Nobody => self.figures.tendings += 1,
+        }
     }
 
     /// `end::give_up`: the engine goes, the record is released if it can be.
@@ -339,7 +369,7 @@ impl World {
     }
 
     /// `end::release`.
-    fn release(&mut self, n: usize, volume: VolumeId) {
+    pub(super) fn release(&mut self, n: usize, volume: VolumeId) {
         let here = self.nodes[n].id;
         let Some(state) = self.state(n) else { return };
         let Some(operation) = self.operation(n, volume) else { return };
@@ -374,12 +404,13 @@ impl World {
         let Some(operation) = self.control(n).and_then(|c| c.operations.remove(&volume)) else {
             return;
         };
+        let Whom::Consumer(client) = operation.whom else { return };
         let told = match operation {
             Operation { held: true, .. } => Outcome::Held,
             Operation { failed: true, .. } => Outcome::Failed,
             _ => Outcome::Detached,
         };
-        self.client_told(operation.client, told);
+        self.client_told(client, told);
     }
 
     /// The engine failed: every I/O gets an error.

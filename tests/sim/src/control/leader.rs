@@ -286,10 +286,14 @@ impl World {
         if !due {
             return self.end_step(n, key, Ended::Again);
         }
+        if let replace::Action::Tend { volume, node, .. } = action {
+            self.have_tended(n, volume, node);
+            // The record says whether it is under way.
+            return self.end_step(n, key, Ended::Refused);
+        }
         match action.command(|node| self.new_replica(node)) {
             Some(command) => self.step_command(n, key, command),
-            // Detached volumes are not tended here: consumers attach them again soon.
-            None => self.end_step(n, key, Ended::Refused),
+            None => self.end_step(n, key, Ended::Done),
         }
     }
 

@@ -7,6 +7,7 @@ mod leader;
 mod pool;
 mod propose;
 mod snapshots;
+mod tend;
 
 pub use attach::Outcome as AttachOutcome;
 pub use propose::Call;
@@ -216,9 +217,13 @@ impl World {
     pub(crate) fn round(&mut self, n: usize) {
         let Some(control) = self.control(n) else { return };
         control.rounds += 1;
-        let second = control.rounds.is_multiple_of(2);
+        let (second, looks) = (control.rounds.is_multiple_of(2), control.rounds.is_multiple_of(40));
         self.proposal_timers(n);
         self.attach_timers(n);
+        self.tend_timers(n);
+        if looks {
+            self.release_dead(n);
+        }
         if second {
             self.lead(n);
             self.reconcile_pool(n);

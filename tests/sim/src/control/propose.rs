@@ -38,6 +38,16 @@ pub enum Call {
         /// Its id.
         snapshot: SnapshotId,
     },
+    /// Fill the replicas of a volume that nobody has attached; nobody waits for an answer.
+    Tend {
+        /// Of which volume.
+        volume: VolumeId,
+    },
+    /// Somebody wants a volume that you have without a device.
+    Yield {
+        /// Which.
+        volume: VolumeId,
+    },
     /// Answer to `Propose`.
     Answer {
         /// Run that asked.
@@ -244,6 +254,8 @@ impl World {
         match call {
             Call::Heartbeat { info } => self.heard(n, *info),
             Call::TakeSnapshot { volume, snapshot } => self.take_snapshot(n, volume, snapshot),
+            Call::Tend { volume } => self.tend(n, volume),
+            Call::Yield { volume } => self.want_back(n, volume),
             Call::Propose { from: (from, run, number), command } => {
                 let leader = match &self.nodes[n].process {
                     Some(process) => process.meta.status().leader,

@@ -3,6 +3,8 @@
 //! In this order, because the tag in the record is what makes recovery trust the pages and what
 //! tells a resync that everything up to it is on this disk. One at a time for the pool, since
 //! replicas share pages.
+//!
+//! The other copy of each page follows behind, so that no page is lost with one write or one block.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -25,6 +27,8 @@ pub(crate) struct Settle {
     queue: VecDeque<Key>,
     running: Option<Key>,
     pages: VecDeque<u32>,
+    /// Pages whose other copy is behind.
+    behind: VecDeque<u32>,
     writes: u32,
     /// A sync is needed before the record.
     dirty: bool,
@@ -56,7 +60,11 @@ impl Store {
     }
 
     pub(crate) fn pump_settle(&mut self, out: &mut Vec<Output>) {
-        while self.settle.running.is_none() {
+        // The next copy of a page must not overtake the one that follows the last.
+        while self.settle.running.is_none()
+            && self.settle.behind.is_empty()
+            && self.settle.writes == 0
+        {
             let Some(key) = self.settle.queue.pop_front() else { return };
             let Some(op) = self.ops.get(key) else { continue };
             let index = op.replica;
@@ -71,14 +79,21 @@ impl Store {
             self.settle.running = Some(key);
             self.submitted(key);
         }
+        let first = self.settle.running.is_some();
         while self.settle.writes < PAGE_WRITES {
-            let Some(page) = self.settle.pages.pop_front() else { break };
-            let (offset, data) = self.sums.settle_page(page);
+            let pages = if first { &mut self.settle.pages } else { &mut self.settle.behind };
+            let Some(page) = pages.pop_front() else { break };
+            let (offset, data) = if first {
+                self.settle.behind.push_back(page);
+                self.sums.settle_page(page)
+            } else {
+                self.sums.settle_other(page)
+            };
             self.settle.writes += 1;
             let id = self.io(Io::Page);
             out.push(Output::Write { id, offset, data, durable: false });
         }
-        if self.settle.writes == 0 && !self.settle.syncing {
+        if first && self.settle.writes == 0 && !self.settle.syncing {
             self.settle.syncing = true;
             if self.settle.dirty {
                 self.sync.wait(SyncWake::Settle);

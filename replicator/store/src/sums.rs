@@ -4,11 +4,12 @@
 //! settled only when an era is sealed or a snapshot is made, so that an overwrite stays one write; a
 //! region whose tag is above the last sealed one is therefore not trusted after a restart (R17 makes
 //! the tag durable before the data), except for what a snapshot uses and so was not written since. Each
-//! page has two copies, written in turns, so that a torn page write leaves the one before.
+//! page has two copies: one is written and synced before what it says is relied upon, in turns, so that a
+//! torn write leaves the one before; the other one follows.
 //!
-//! A slot that was settled must be in its page. One that its page says had no owner when it was written
-//! shows that the page's last write was lost, or went elsewhere: what is in the slot cannot be judged, and
-//! is not served.
+//! A slot that was settled must be in its page. One that the page says had no owner when it was written
+//! shows that the page's last writes were lost, both: what is in the slot cannot be judged, and is not
+//! served.
 //!
 //! All pages of the pool are read when it is opened and the checksums of allocated slots stay in
 //! memory: 4 bytes per 4 KiB.
@@ -29,7 +30,7 @@ struct Header {
     magic: [u8; 4],
     /// CRC32C of the block with this field zero.
     crc: u32,
-    /// Higher is newer; its parity is the copy.
+    /// Higher is newer; its parity is the copy that was written first.
     sequence: u64,
     page: u32,
     zero: [u32; 3],
@@ -180,8 +181,21 @@ impl Sums {
 
     /// Makes the next copy of a page: where to write what.
     pub(crate) fn settle_page(&mut self, page: u32) -> (u64, Buf) {
-        let sequence = self.pages[page as usize] + 1;
-        self.pages[page as usize] = sequence;
+        self.pages[page as usize] += 1;
+        let sequence = self.pages[page as usize];
+        (self.layout.page(page, sequence & 1), self.encode_page(page))
+    }
+
+    /// Makes the other copy of a page whose newest one is on stable storage. What has changed since is not
+    /// trusted after a restart, whichever copy is read.
+    pub(crate) fn settle_other(&self, page: u32) -> (u64, Buf) {
+        let other = (self.pages[page as usize] + 1) & 1;
+        (self.layout.page(page, other), self.encode_page(page))
+    }
+
+    /// A page as it is now.
+    fn encode_page(&self, page: u32) -> Buf {
+        let sequence = self.pages[page as usize];
         let mut header = Header::zeroed();
         header.magic = MAGIC;
         header.sequence = sequence;
@@ -199,7 +213,7 @@ impl Sums {
             }
         }
         seal_block(bytes, CRC_AT);
-        (self.layout.page(page, sequence & 1), buf.freeze())
+        buf.freeze()
     }
 
     /// A zeroed slot got an owner, which must remember to settle it: that an earlier owner
@@ -309,5 +323,91 @@ impl Sums {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::layout::{MIN_POOL, ReplicaIndex, VSlot};
+    use crate::record::Change;
+
+    struct Pages(u64, Vec<u8>);
+
+    impl PoolDisk for Pages {
+        fn size(&self) -> u64 {
+            MIN_POOL
+        }
+        fn read_at(&mut self, offset: u64, buf: &mut BufMut) -> Result<(), i32> {
+            if offset == self.0 {
+                buf.as_mut_slice()[..self.1.len()].copy_from_slice(&self.1);
+            }
+            Ok(())
+        }
+        fn write_at(&mut self, _: u64, _: &Buf) -> Result<(), i32> {
+            Err(30)
+        }
+        fn sync(&mut self) -> Result<(), i32> {
+            Err(30)
+        }
+    }
+
+    #[derive(Debug, PartialEq)]
+    enum Known {
+        Right,
+        Nothing,
+        Refused,
+    }
+
+    /// What is known of slot 1, which is settled and holds zeros, after these two copies of its page.
+    fn known(copies: [&[u8]; 2]) -> Known {
+        let layout = Layout::new(MIN_POOL, 64 << 10).unwrap();
+        let mut state = PoolState::new(layout);
+        let (volume, replica, incarnation) = Default::default();
+        for change in [
+            Change::Create { volume, replica, incarnation, size: 1 << 20 },
+            Change::Map { vslot: VSlot(0), slot: Slot(1) },
+        ] {
+            state.apply(ReplicaIndex(0), &change, &mut Vec::new()).unwrap();
+        }
+        let mut disk = Pages(layout.page(0, 0), copies.concat());
+        let (sums, _) = Sums::load(&mut disk, &state).unwrap();
+        let at = layout.slot(Slot(1));
+        let takes = |byte| sums.verify(at, &[byte; BLOCK as usize], u64::MAX, None).is_ok();
+        match (takes(0), takes(1)) {
+            (true, false) => Known::Right,
+            (true, true) => Known::Nothing,
+            (false, _) => Known::Refused,
+        }
+    }
+
+    #[test]
+    fn a_settled_slot_is_in_its_page_or_is_not_served() {
+        let mut sums = Sums::new(Layout::new(MIN_POOL, 64 << 10).unwrap());
+        sums.allocate(Slot(0));
+        let without = sums.settle_page(0).1;
+        sums.allocate(Slot(1));
+        let with = sums.settle_page(0).1;
+        let (without, with) = (without.as_slice(), with.as_slice());
+        let blank = [0; BLOCK as usize];
+        let mut damaged = with.to_vec();
+        damaged[2000] ^= 1;
+        let mut old = without.to_vec();
+        old[..4].copy_from_slice(&OLD_MAGIC);
+        seal_block(&mut old, CRC_AT);
+        for (copies, expected) in [
+            ([with, without], Known::Right),
+            ([without, with], Known::Right),
+            ([blank.as_slice(), with], Known::Right),
+            ([blank.as_slice(), without], Known::Refused),
+            ([blank.as_slice(), blank.as_slice()], Known::Refused),
+            ([damaged.as_slice(), without], Known::Nothing),
+            ([damaged.as_slice(), damaged.as_slice()], Known::Nothing),
+            ([blank.as_slice(), old.as_slice()], Known::Nothing),
+            ([with, old.as_slice()], Known::Right),
+        ] {
+            assert_eq!(known(copies), expected);
+        }
     }
 }

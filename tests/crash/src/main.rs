@@ -62,8 +62,8 @@ fn damage(arguments: &Arguments, faults: u64) -> ExitCode {
     let total = total.into_inner().unwrap_or_else(PoisonError::into_inner);
     println!(
         "{} reads refused, {} pools refused, {} harmless, {} without a trusted checksum, {} of the \
-         newest log block, {} of a block and the page of its checksum",
-        total.detected, total.refused, total.harmless, total.unprotected, total.tail, total.both
+         newest log block",
+        total.detected, total.refused, total.harmless, total.unprotected, total.tail
     );
     println!("{} faults, {} served", total.faults, total.served.len());
     if total.served.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

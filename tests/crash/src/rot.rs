@@ -2,13 +2,12 @@
 //! acknowledged them, writes that land elsewhere; in data and in every kind of metadata.
 //!
 //! What is checked: nothing wrong is ever served. A damaged pool is refused, or the read is, or the
-//! answer is what was written; replicas, sizes, seals and eras are the right ones. Three things cannot
+//! answer is what was written; replicas, sizes, seals and eras are the right ones. Two things cannot
 //! be known by one copy alone and are counted apart: after a restart, blocks of regions that were
 //! written since the last sealed era have no trusted checksum (`unprotected`; it is checked that
-//! wrong bytes come from such regions only, which a resync compares with another copy: R19); the
-//! newest log blocks, which no later block vouches for, look torn when they are damaged (`tail`); and one
-//! write that goes astray may spoil a block and the page of checksums that covers it (`both`), so that the
-//! page before it, which may not know the block, is believed.
+//! wrong bytes come from such regions only, which a resync compares with another copy: R19), and the
+//! newest log blocks, which no later block vouches for, look torn when they are damaged (`tail`).
+//! What is not: two faults at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -41,8 +40,6 @@ pub struct RotTally {
     pub unprotected: u64,
     /// Damage of the newest log blocks that was taken for a torn write.
     pub tail: u64,
-    /// Wrong bytes of a block that was spoilt together with the page that covers it.
-    pub both: u64,
     /// Wrong bytes that should never have been served, with all that it takes to see it again.
     pub served: Vec<String>,
 }
@@ -56,7 +53,6 @@ impl RotTally {
         self.harmless += other.harmless;
         self.unprotected += other.unprotected;
         self.tail += other.tail;
-        self.both += other.both;
         self.served.extend(other.served);
     }
 }
@@ -160,31 +156,13 @@ struct Places {
     changed: Vec<u32>,
     /// Log blocks that no later one vouches for.
     tail: BTreeSet<u32>,
-    /// The first block of the data.
-    start: u32,
-    /// Blocks of data that share a page of checksums.
-    covered: u32,
-}
-
-impl Places {
-    /// Whether a fault spoils a page of checksums and a block that it covers.
-    fn is_both(&self, fault: &Fault, now: &[Piece]) -> bool {
-        let blocks = || fault.blocks.iter().map(|(block, _)| *block);
-        let page = blocks().filter(|block| *block < self.start).find_map(|block| {
-            let bytes = now[block as usize].as_ref()?.as_slice();
-            bytes.starts_with(b"HFC2").then(|| word(bytes, 16) as u32)
-        });
-        page.is_some_and(|page| {
-            blocks().any(|b| b >= self.start && (b - self.start) / self.covered == page)
-        })
-    }
 }
 
 fn word(bytes: &[u8], at: usize) -> u64 {
     bytes[at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word))
 }
 
-fn places(now: &[Piece], then: &[Piece], data: u32, slot_size: u64) -> Places {
+fn places(now: &[Piece], then: &[Piece], data: u32) -> Places {
     let used = |range: std::ops::Range<u32>| -> Vec<u32> {
         range.filter(|block| now[*block as usize].is_some()).collect()
     };
@@ -205,10 +183,7 @@ fn places(now: &[Piece], then: &[Piece], data: u32, slot_size: u64) -> Places {
     let changed = (0..now.len() as u32)
         .filter(|block| now[*block as usize] != then[*block as usize])
         .collect();
-    // As `store` lays its table out: four bytes for a block, whole slots, behind a header of 32 bytes.
-    let slot_blocks = slot_size / BLOCK;
-    let covered = ((BLOCK - 32) / (4 * slot_blocks) * slot_blocks) as u32;
-    Places { metadata, data: used(data..now.len() as u32), changed, tail, start: data, covered }
+    Places { metadata, data: used(data..now.len() as u32), changed, tail }
 }
 
 fn pick(blocks: &[u32], rng: &mut Rng) -> u32 {
@@ -322,7 +297,7 @@ fn open_and_damaged(
 }
 
 /// A pool that worked for a while: its disk, what was there halfway, and its volumes.
-fn worked(rng: &mut Rng, moment: Moment) -> (Disk, Vec<Piece>, Model, u64) {
+fn worked(rng: &mut Rng, moment: Moment) -> (Disk, Vec<Piece>, Model) {
     let slot_size = [64 << 10, 256 << 10, 1 << 20][rng.index(3)];
     let mut disk = Disk::of(formatted(slot_size).media, Lie::Honest);
     let mut image = Image::new(&disk.media, BTreeMap::new());
@@ -344,16 +319,16 @@ fn worked(rng: &mut Rng, moment: Moment) -> (Disk, Vec<Piece>, Model, u64) {
     }
     work.quiesce(moment != Moment::Unsealed);
     let Work { disk, model, .. } = work;
-    (disk, halfway, model, slot_size)
+    (disk, halfway, model)
 }
 
 /// Injects `faults` faults, one at a time, into a pool of this seed.
 #[must_use]
 pub fn run(seed: u64, moment: Moment, faults: u64) -> RotTally {
     let mut rng = Rng::new(seed ^ 0x0bad);
-    let (disk, then, model, slot_size) = worked(&mut rng, moment);
+    let (disk, then, model) = worked(&mut rng, moment);
     let now = disk.view().to_vec();
-    let places = places(&now, &then, disk.data(), slot_size);
+    let places = places(&now, &then, disk.data());
     let mut image = Image::new(&now, BTreeMap::new());
     let mut opened = match Opened::open(&mut image, 9) {
         Ok(opened) => opened,
@@ -377,7 +352,6 @@ pub fn run(seed: u64, moment: Moment, faults: u64) -> RotTally {
             Ok(Outcome::Harmless) => tally.harmless += 1,
             Ok(Outcome::Unprotected) => tally.unprotected += 1,
             Ok(Outcome::Wrong(_)) if tail => tally.tail += 1,
-            Ok(Outcome::Wrong(_)) if places.is_both(&fault, &now) => tally.both += 1,
             Ok(Outcome::Wrong(what)) => tally
                 .served
                 .push(format!("seed {seed}, {moment:?}, fault {number}, {}: {what}", fault.said)),

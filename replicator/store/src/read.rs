@@ -1,4 +1,4 @@
-//! Reads, hashes and tags: nothing here changes anything.
+//! Reads, hashes and tags: nothing here changes anything, but that checksums are learnt.
 //!
 //! A read error of the disk fails the request and is reported, but the replica stays: R13 is about
 //! writes and syncs, after which nobody knows what the disk holds. After a failed read the data may
@@ -136,7 +136,13 @@ impl Store {
             Ok(buf) => {
                 let crc = crc32c(buf.as_slice());
                 match self.sums.verify(at, buf.as_slice(), began, Some(crc)) {
-                    Ok(()) => return Some((buf, crc)),
+                    Ok(()) => {
+                        if let Some(replica) = self.replicas.get_mut(&index) {
+                            let unsettled = &mut replica.unsettled;
+                            self.sums.learn(at, buf.as_slice(), began, Some(crc), unsettled);
+                        }
+                        return Some((buf, crc));
+                    }
                     Err(within) => {
                         let offset = from + within as u64;
                         let event = Event::ChecksumMismatch { replica, offset };

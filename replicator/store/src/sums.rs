@@ -11,6 +11,9 @@
 //! shows that the page's last writes were lost, both: what is in the slot cannot be judged, and is not
 //! served.
 //!
+//! What is unknown is learnt from the first read that no write falls into, a user's or the scrub's: damage from
+//! then on is noticed.
+//!
 //! All pages of the pool are read when it is opened and the checksums of allocated slots stay in
 //! memory: 4 bytes per 4 KiB.
 
@@ -63,6 +66,8 @@ struct SlotSums {
     sums: Option<Box<[u32]>>,
     /// When it was last written, by [`Sums::clock`].
     last_write: u64,
+    /// Writes under way: what a read finds meanwhile is not learnt.
+    writing: u32,
     /// Differs from its page on disk, and its replica knows.
     unsettled: bool,
 }
@@ -222,6 +227,7 @@ impl Sums {
         let entry = &mut self.slots[slot.0 as usize];
         entry.sums = Some(vec![self.zero_sum; self.layout.slot_blocks()].into_boxed_slice());
         entry.unsettled = true;
+        entry.writing = 0;
     }
 
     /// A slot got the contents of another one, right or wrong: the same checksums judge them.
@@ -257,6 +263,7 @@ impl Sums {
             let end = (at - within + self.layout.slot_size).min(offset + len);
             let entry = &mut self.slots[slot.0 as usize];
             entry.last_write = clock;
+            entry.writing += 1;
             if let Some(sums) = entry.sums.as_mut() {
                 let first = (within / BLOCK) as usize;
                 sums[first..first + ((end - at) / BLOCK) as usize].fill(UNKNOWN);
@@ -276,6 +283,11 @@ impl Sums {
     ) {
         self.clock += 1;
         let clock = self.clock;
+        let (Slot(first), _) = self.layout.slot_at(offset);
+        let (Slot(last), _) = self.layout.slot_at(offset + data.len() as u64 - 1);
+        for entry in &mut self.slots[first as usize..=last as usize] {
+            entry.writing = entry.writing.saturating_sub(1);
+        }
         let crc = crc.filter(|_| data.len() as u64 == BLOCK);
         for (block, at) in data.chunks_exact(BLOCK as usize).zip((offset..).step_by(BLOCK as usize))
         {
@@ -286,6 +298,33 @@ impl Sums {
             sums[(within / BLOCK) as usize] = known(crc.unwrap_or_else(|| crc32c(block)));
             if !std::mem::replace(&mut entry.unsettled, true) {
                 unsettled.push(slot);
+            }
+        }
+    }
+
+    /// Blocks were read from pool offset `offset` by a read submitted at `began`, and nothing was wrong with
+    /// them: what was unknown of them is known from here on. Slots that now have to be settled go to `unsettled`.
+    pub(crate) fn learn(
+        &mut self,
+        offset: u64,
+        data: &[u8],
+        began: u64,
+        crc: Option<u32>,
+        unsettled: &mut Vec<Slot>,
+    ) {
+        let crc = crc.filter(|_| data.len() as u64 == BLOCK);
+        for (block, at) in data.chunks_exact(BLOCK as usize).zip((offset..).step_by(BLOCK as usize))
+        {
+            let (slot, within) = self.layout.slot_at(at);
+            let entry = &mut self.slots[slot.0 as usize];
+            let still = entry.writing == 0 && entry.last_write <= began;
+            let Some(sums) = entry.sums.as_mut().filter(|_| still) else { continue };
+            let sum = &mut sums[(within / BLOCK) as usize];
+            if *sum == UNKNOWN {
+                *sum = known(crc.unwrap_or_else(|| crc32c(block)));
+                if !std::mem::replace(&mut entry.unsettled, true) {
+                    unsettled.push(slot);
+                }
             }
         }
     }

@@ -310,6 +310,60 @@ fn no_page_of_checksums_is_lost_with_one_block() {
     }
 }
 
+/// After a restart nothing is known of a region that was written since the last sealed era, until it is read.
+#[test]
+fn what_a_restart_forgot_is_learnt_from_the_first_read() {
+    for read in [true, false] {
+        let mut node = Node::new(16 * MIB);
+        node.create(1, 4 * MIB);
+        let (session, _) = node.attach(1, 1, Role::Engine);
+        assert_eq!(node.write(session, 0, filled(4096, 0x77), 1), Reply::Done);
+        node.disk.persist();
+        let mut node = node.restart(1);
+        let (session, _) = node.attach(1, 2, Role::Engine);
+        if read {
+            assert_eq!(node.read(session, 0, 8192).slice(0..4096), filled(4096, 0x77));
+            assert_eq!(node.ask(session, Request::SealEra { era: Era(1) }), Reply::Done);
+            node.disk.persist();
+            node = node.restart(1);
+        }
+        let (session, _) = node.attach(1, 3, Role::Engine);
+        rot(&mut node, 0x77);
+        let found = node.ask(session, Request::Read { offset: 0, len: 4096 });
+        let refused = Reply::Failed(WireError::Checksum { offset: 0 });
+        assert_eq!(found == refused, read, "{found:?}");
+    }
+}
+
+#[test]
+fn what_is_read_while_it_is_written_is_not_learnt() {
+    let mut node = Node::new(16 * MIB);
+    node.create(1, 4 * MIB);
+    let (session, _) = node.attach(1, 1, Role::Engine);
+    assert_eq!(node.write(session, 0, filled(4096, 1), 1), Reply::Done);
+    let writing = node.send(session, write(0, filled(4096, 2), 1));
+    let reading = node.send(session, Request::Read { offset: 0, len: 4096 });
+    let read = node.in_flight.iter().position(|io| matches!(io.op, DiskOp::Read { .. })).unwrap();
+    node.complete(read);
+    assert!(matches!(node.take(session, reading), Some(Reply::Data { .. })));
+    let again = node.send(session, Request::Read { offset: 0, len: 4096 });
+    node.disk.write(
+        node.store.locate(replica(1), None, 0).unwrap().unwrap().offset,
+        4096,
+        Some(&filled(4096, 2)),
+        false,
+    );
+    let read = node.in_flight.iter().position(|io| matches!(io.op, DiskOp::Read { .. })).unwrap();
+    node.complete(read);
+    assert!(
+        matches!(node.take(session, again), Some(Reply::Data { .. })),
+        "the write is on its way"
+    );
+    node.settle();
+    assert_eq!(node.take(session, writing), Some(Reply::Done));
+    assert_eq!(node.read(session, 0, 4096), filled(4096, 2));
+}
+
 #[test]
 fn a_read_that_a_write_falls_into_is_not_called_rotten() {
     let mut node = Node::new(16 * MIB);

@@ -150,14 +150,21 @@ impl Roll {
                 now.since(since) >= TEND_AFTER
             }
             // A host that died a moment ago is not missed yet: whoever is to do without this replica must have
-            // spoken since.
+            // spoken since, and under the boot that Raft has of it. What it says of a new one may come to Raft
+            // behind the release.
             replace::Action::Release { volume, replica, .. } => {
                 let since = unneeded.get(&replica).copied().unwrap_or(now);
                 self.unneeded.insert(replica, since);
                 let Some(record) = state.volumes.get(&volume) else { return false };
                 let kept = record.isr.iter().filter(|member| **member != replica);
                 let mut nodes = kept.filter_map(|member| record.replicas.get(member));
-                nodes.all(|kept| self.monitor.silence(kept.node, now) < now.since(since))
+                let same_boot = |node: &NodeId| {
+                    let known = state.nodes.get(node).map(|node| node.boot);
+                    known == self.nodes.get(node).map(|(said, _)| said.boot)
+                };
+                nodes.all(|kept| {
+                    self.monitor.silence(kept.node, now) < now.since(since) && same_boot(&kept.node)
+                })
             }
             _ => true,
         });

@@ -552,8 +552,10 @@ impl World {
                 self.note(|| format!("node {} epoch {epoch}: {blocks} blocks differ", n + 1));
             }
             EngineOutput::Snapshot { ticket, result } => self.snapshot_taken(n, id, ticket, result),
-            // Nothing is restored here.
-            EngineOutput::Filled { .. } => {}
+            EngineOutput::Filled { result, .. } => {
+                self.note(|| format!("node {} epoch {epoch}: filled: {result:?}", n + 1));
+                self.end_fill(n, id, result.is_ok());
+            }
             EngineOutput::Compared { ticket, result } => self.compared(n, id, ticket, result),
             EngineOutput::Failed { reason } => {
                 self.note(|| format!("node {} epoch {epoch}: engine failed: {reason}", n + 1));

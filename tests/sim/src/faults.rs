@@ -494,6 +494,11 @@ impl World {
         self.spoilt.iter().any(|spoilt| spoilt.place.0 == n && spoilt.bad == *found)
     }
 
+    /// Whether these bytes are damage that was injected anywhere.
+    pub(crate) fn was_spoilt(&self, found: &Buf) -> bool {
+        self.spoilt.iter().any(|spoilt| spoilt.bad == *found)
+    }
+
     /// How long all faults may take to end.
     #[must_use]
     pub fn last_fault(&self) -> Time {

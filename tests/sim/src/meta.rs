@@ -82,7 +82,9 @@ impl RaftDisk {
     #[must_use]
     pub fn holds(&self, index: u64, bytes: &[u8]) -> bool {
         let durable = self.0.borrow();
-        let Some(log) = &durable.log else { return true };
+        let Some(log) = durable.log.as_ref().filter(|log| index > log.snapshot.index) else {
+            return true;
+        };
         match log.entries.iter().find(|entry| entry.index == index) {
             Some(entry) => entry.bytes.windows(bytes.len()).any(|window| window == bytes),
             None => true,

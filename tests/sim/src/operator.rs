@@ -150,6 +150,9 @@ impl World {
         let Some(state) = self.newest_state() else { return };
         self.join_nodes(&state);
         self.remove_nodes(&state);
+        if self.operator.snapshots {
+            self.care_for_restores(&state);
+        }
         for volume in 0..self.operator.volumes.len() {
             match state.volumes.get(&self.operator.volumes[volume].id) {
                 None => self.create(volume, &state),

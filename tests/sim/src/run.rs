@@ -15,6 +15,7 @@ use crate::queue::Queue;
 use crate::rng::Rng;
 use crate::trace::Trace;
 use crate::world::{Event, Figures, World};
+use metadata::placement;
 use std::panic::catch_unwind;
 use store::{FormatOptions, OpenError, OpenOptions};
 use types::plant::Bug;
@@ -369,7 +370,25 @@ impl World {
             let process = &self.nodes[crate::world::index(replica.node)].process;
             process.as_ref().is_some_and(|process| process.data.store.stats().free < FULL)
         });
-        served && (record.isr.len() >= wanted || full)
+        // Nor can what nobody has room for.
+        let request = placement::Request {
+            size: record.reserved(),
+            repl: 1,
+            exclude: record.replicas.values().map(|replica| replica.node).collect(),
+            free: self.free(),
+            ..placement::Request::default()
+        };
+        let settled = record.replicas.values().all(|replica| {
+            record.isr.contains(&replica.replica) || replica.state != metadata::ReplicaState::Ready
+        });
+        let nowhere = settled && placement::place(&state, &request).is_err();
+        served && (record.isr.len() >= wanted || full || nowhere)
+    }
+
+    /// Free bytes of the pools whose daemons run.
+    fn free(&self) -> placement::Free {
+        let of = |node: &Node| Some((node.id, node.process.as_ref()?.data.store.stats().free));
+        self.nodes.iter().filter_map(of).collect()
     }
 
     /// Everything is read once more, copies are compared, states too.

@@ -49,6 +49,7 @@ impl Sum {
         sum.snapshots += one.snapshots;
         sum.tendings += one.tendings;
         sum.removals += one.removals;
+        sum.restores += one.restores;
         sum.losses += one.losses;
         sum.time += one.time;
         if let Some(text) = &outcome.violation {

@@ -74,6 +74,8 @@ pub struct Figures {
     pub destroyed: u64,
     /// Engines without a device that began to fill replicas.
     pub tendings: u64,
+    /// Volumes that were filled from a snapshot, and compared with it.
+    pub restores: u64,
     /// Nodes that were gone for good and are removed.
     pub removals: u64,
     /// Snapshots that were taken.

@@ -42,6 +42,8 @@ struct Known {
     left: BTreeMap<ReplicaId, Time>,
     /// When the present epoch was granted.
     granted: Time,
+    /// Nobody has written since all of it was flushed everywhere: a loss of memory loses nothing (R20).
+    clean: bool,
     /// When every copy lost its memory under the present epoch: until the next one is active its engine
     /// may acknowledge what is gone already, since it cannot know.
     lost: Option<Time>,
@@ -62,7 +64,8 @@ impl Isr {
         self.power_lost.insert(n, now);
         let mut lost = Vec::new();
         // After a loss of all of them nothing is written that could be lost, until one is chosen (R22).
-        for (id, known) in self.volumes.iter_mut().filter(|(_, known)| known.lost.is_none()) {
+        let dirty = |known: &Known| known.lost.is_none() && !known.clean;
+        for (id, known) in self.volumes.iter_mut().filter(|(_, known)| dirty(known)) {
             let nodes = &known.nodes;
             let had = !known.whole.is_empty();
             known.whole.retain(|replica| nodes.get(replica).is_some_and(|node| index(*node) != n));
@@ -132,6 +135,7 @@ impl World {
             self.record_changed(record);
         }
         self.check_snapshots(state, false);
+        self.check_restores(state);
     }
 
     fn record_changed(&mut self, record: &Volume) {
@@ -148,8 +152,10 @@ impl World {
             nodes: BTreeMap::new(),
             left: BTreeMap::new(),
             granted: now,
+            clean: false,
             lost: None,
         });
+        known.clean = record.clean;
         known.nodes.extend::<BTreeMap<_, _>>(nodes);
         if known.epoch != record.epoch {
             known.epoch = record.epoch;

@@ -2,6 +2,7 @@
 //!
 //! Checked, from the moment in which an engine says that one is taken:
 //! - it holds what its volume held at that moment: every acknowledged write, on every holder;
+//! - a volume that begins with it holds the same on every in-sync replica, once Raft says that it is filled;
 //! - it never changes: whatever is written, lost or torn afterwards, every holder that Raft names and that can be looked
 //!   at has it, and the same, whenever the holders change and at the end.
 //!
@@ -10,7 +11,7 @@
 
 use crate::content::parse;
 use crate::world::{World, index};
-use metadata::{Replica, ReplicaState, SnapshotState, State, Volume};
+use metadata::{Lifecycle, Replica, ReplicaState, SnapshotState, State, Volume};
 use std::collections::{BTreeMap, BTreeSet};
 use types::{Buf, ReplicaId, SnapshotId, VolumeId};
 
@@ -18,6 +19,8 @@ use types::{Buf, ReplicaId, SnapshotId, VolumeId};
 #[derive(Debug, Default)]
 pub struct Snapshots {
     taken: BTreeMap<SnapshotId, Taken>,
+    /// Volumes that began with one and were compared.
+    restored: BTreeSet<VolumeId>,
 }
 
 #[derive(Debug)]
@@ -94,6 +97,45 @@ impl World {
             taken.holders = record.holders.clone();
             for holder in new {
                 self.check_holder(volume, snapshot, holder);
+            }
+        }
+    }
+
+    /// Nobody uses a volume that was restored here: it holds what its snapshot held, as long as it is there.
+    pub(crate) fn check_restores(&mut self, state: &State) {
+        for record in state.volumes.values() {
+            let Some(source) = record.source.filter(|_| record.lifecycle == Lifecycle::Live) else {
+                continue;
+            };
+            let snapshot = source.snapshot();
+            if self.checks.snapshots.restored.contains(&record.volume) {
+                continue;
+            }
+            let Some(taken) = self.checks.snapshots.taken.get(&snapshot) else { continue };
+            let blocks: Vec<(u32, Option<Buf>)> =
+                taken.blocks.iter().map(|(block, held)| (*block, held.clone())).collect();
+            let in_sync = record.isr.iter().filter_map(|id| record.replicas.get(id));
+            let mut looked = false;
+            for replica in in_sync.copied().collect::<Vec<_>>() {
+                for (block, wanted) in &blocks {
+                    let offset = u64::from(*block) * types::BLOCK;
+                    let Some(held) = self.peek(replica.replica, replica.node, offset) else {
+                        break;
+                    };
+                    looked = true;
+                    let held = held.filter(|buf| buf.as_slice().iter().any(|byte| *byte != 0));
+                    let spoilt = held.as_ref().is_some_and(|buf| self.was_spoilt(buf));
+                    if held != *wanted && !spoilt {
+                        let (volume, node) = (record.volume, replica.node);
+                        return self.violation(format!(
+                            "snapshots: volume {volume} began with {snapshot}, but on node {node} its block {block} is another"
+                        ));
+                    }
+                }
+            }
+            if looked {
+                self.checks.snapshots.restored.insert(record.volume);
+                self.figures.restores += 1;
             }
         }
     }

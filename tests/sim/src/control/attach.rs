@@ -17,6 +17,8 @@ const RESUME_WAIT: Duration = Duration::from_secs(30);
 const COMMAND: Duration = Duration::from_secs(15);
 const START: Duration = Duration::from_secs(30);
 const STOP: Duration = Duration::from_secs(15);
+/// Nobody waits for a copy for longer; the daemon has no such bound, and the engine gives up by itself.
+const FILLING: Duration = Duration::from_secs(120);
 
 /// What a consumer hears of its attach or detach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +37,10 @@ pub enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Whom {
     Consumer(usize),
-    /// The node itself: no device (docs/decisions/0019).
+    /// The node itself, to fill replicas: no device (docs/decisions/0019).
     Nobody,
+    /// Likewise, to copy what a new volume begins with.
+    Filler,
 }
 
 #[derive(Debug)]
@@ -55,6 +59,10 @@ pub(super) enum Stage {
     Releasing,
     /// An engine without a device fills replicas; there has been nothing to fill `since`.
     Tending { size: u64, since: Option<Instant> },
+    /// An engine without a device copies a snapshot.
+    Filling { until: Instant },
+    /// `Filled` is under way.
+    Recording,
 }
 
 /// One operation at a time per volume.
@@ -65,6 +73,8 @@ pub(crate) struct Operation {
     pub(super) attach: bool,
     /// Somebody else wants the volume.
     pub(super) wanted: bool,
+    /// What the volume begins with is in it.
+    pub(super) filled: bool,
     failed: bool,
     held: bool,
     pub(super) deadline: Instant,
@@ -75,7 +85,7 @@ pub(crate) struct Operation {
     /// The state that the last `BeginAttach` went by.
     looked: Option<Arc<State>>,
     /// What was taken down, and whether cleanly.
-    here: Option<(Epoch, EngineInstance, bool)>,
+    pub(super) here: Option<(Epoch, EngineInstance, bool)>,
     pub(super) stage: Stage,
 }
 
@@ -85,6 +95,7 @@ impl Operation {
             whom,
             attach,
             wanted: false,
+            filled: false,
             failed: false,
             held: false,
             deadline: Instant(0),
@@ -211,6 +222,8 @@ impl World {
         let Some(operation) = self.operation(n, volume) else { return };
         if operation.attach {
             self.begin_epoch(n, volume);
+        } else if operation.filled {
+            self.record_filled(n, volume);
         } else {
             self.release(n, volume);
         }
@@ -223,7 +236,8 @@ impl World {
         let Some(operation) = self.operation(n, volume) else { return };
         operation.stage = Stage::Begin;
         operation.looked = Some(Arc::clone(&state));
-        let (instance, internal) = (operation.instance, operation.whom == Whom::Nobody);
+        let (instance, internal) =
+            (operation.instance, !matches!(operation.whom, Whom::Consumer(_)));
         let holder = state.volumes.get(&volume).and_then(|record| record.attachment.instance());
         if let Some(former) = &operation.former
             && !holder.is_some_and(|holder| former.contains(&holder))
@@ -326,6 +340,7 @@ impl World {
         isr: Vec<ReplicaId>,
         outcome: Option<MetaOutcome>,
     ) {
+        let now = self.local(n);
         let size = self.state(n).and_then(|s| s.volumes.get(&volume).map(|v| v.size)).unwrap_or(0);
         let Some(control) = self.control(n) else { return };
         let Some(operation) = control.operations.get_mut(&volume) else { return };
@@ -337,6 +352,7 @@ impl World {
         match whom {
             Whom::Consumer(_) => drop(control.operations.remove(&volume)),
             Whom::Nobody => operation.stage = Stage::Tending { size, since: None },
+            Whom::Filler => operation.stage = Stage::Filling { until: now.after(FILLING) },
         }
         if let Some(local) = control.locals.get_mut(&volume) {
             local.active = true;
@@ -350,6 +366,7 @@ impl World {
                 self.client_told(client, Outcome::Attached(epoch));
             }
             Whom::Nobody => self.figures.tendings += 1,
+            Whom::Filler => self.begin_fill(n, volume),
         }
     }
 

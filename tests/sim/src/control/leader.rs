@@ -10,7 +10,7 @@ use core::time::Duration;
 use metadata::{Command, Outcome, ProposeError};
 use policy::fence::{Action, Candidate, fence_instance};
 use policy::leader::{Key, Roll, Step, register};
-use policy::replace;
+use policy::{replace, snapshot};
 use std::collections::BTreeMap;
 use types::{Epoch, Instant, NodeId, ReplicaId, VolumeId};
 use wire::{Hello, Role, SealInfo, WireError};
@@ -140,9 +140,14 @@ impl World {
             Step::Fencing(Action::Seal { volume, epoch, candidates }) => {
                 self.seal_one(n, volume, epoch, candidates);
             }
+            Step::Snapshot(snapshot::Action::Fill { volume, node }) => {
+                self.have_filled(n, volume, node);
+                // The record says whether it is under way.
+                self.end_step(n, key, Ended::Refused);
+            }
             Step::Snapshot(action) => match action.command() {
                 Some(command) => self.step_command(n, key, command),
-                None => self.end_step(n, key, Ended::Again),
+                None => self.end_step(n, key, Ended::Done),
             },
             Step::Membership(change) => {
                 let Some(control) = self.control(n) else { return };

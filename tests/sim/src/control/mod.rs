@@ -3,6 +3,7 @@
 //! is only the carrying out, in the daemon's order. Each part names what it mirrors.
 
 mod attach;
+mod fill;
 mod leader;
 mod pool;
 mod propose;
@@ -221,6 +222,7 @@ impl World {
         self.proposal_timers(n);
         self.attach_timers(n);
         self.tend_timers(n);
+        self.fill_timers(n);
         if looks {
             self.release_dead(n);
         }

@@ -43,6 +43,11 @@ pub enum Call {
         /// Of which volume.
         volume: VolumeId,
     },
+    /// Copy into a new volume what it begins with; nobody waits for an answer.
+    Fill {
+        /// Which.
+        volume: VolumeId,
+    },
     /// Somebody wants a volume that you have without a device.
     Yield {
         /// Which.
@@ -77,6 +82,7 @@ pub(crate) enum After {
     Begin { volume: VolumeId },
     Activate { volume: VolumeId, isr: Vec<ReplicaId> },
     Release { volume: VolumeId },
+    Filled { volume: VolumeId },
     Isr { volume: VolumeId, epoch: Epoch, ticket: u64 },
     Step(Key),
     Pool(ReplicaId),
@@ -255,6 +261,7 @@ impl World {
             Call::Heartbeat { info } => self.heard(n, *info),
             Call::TakeSnapshot { volume, snapshot } => self.take_snapshot(n, volume, snapshot),
             Call::Tend { volume } => self.tend(n, volume),
+            Call::Fill { volume } => self.fill(n, volume),
             Call::Yield { volume } => self.want_back(n, volume),
             Call::Propose { from: (from, run, number), command } => {
                 let leader = match &self.nodes[n].process {
@@ -371,6 +378,7 @@ impl World {
             After::Begin { volume } => self.begun(n, volume, outcome),
             After::Activate { volume, isr } => self.activated(n, volume, isr, outcome),
             After::Release { volume } => self.released(n, volume, &outcome),
+            After::Filled { volume } => self.release(n, volume),
             After::Isr { volume, epoch, ticket } => {
                 let answer = match outcome {
                     Some(Err(Refused::Superseded { .. } | Refused::NoVolume { .. })) => {

@@ -1,12 +1,12 @@
 //! Snapshots of attached volumes (R26): `control::snapshots` on the leader, `attach::take_snapshot` on the node that
-//! serves the volume. Snapshots of detached volumes, restores and clones are not simulated.
+//! serves the volume; volumes that begin with one. Snapshots of detached volumes and clones are not simulated.
 
 use super::propose::{After, Call};
 use crate::clock::MS;
 use crate::world::{World, index};
 use core::time::Duration;
 use engine::{Input, SnapshotError, SnapshotTaken};
-use metadata::{Attachment, Command, Done, Outcome, SnapshotState};
+use metadata::{Attachment, Command, Done, Lifecycle, Outcome, SnapshotState, Source, placement};
 use policy::snapshot::taker;
 use types::{Instant, SnapshotId, VolumeId};
 use uuid::Uuid;
@@ -55,6 +55,40 @@ impl World {
         };
         self.note(|| format!("operator at node {}: {create:?}", leader + 1));
         self.propose(leader, create, CREATE, After::Snapshot { volume, snapshot });
+    }
+
+    /// The operator wants a new volume that begins with a snapshot, or to be rid of one.
+    pub(crate) fn care_for_restores(&mut self, state: &metadata::State) {
+        if let Some(restored) = state.volumes.values().find(|v| v.source.is_some()) {
+            let (volume, ready) = (restored.volume, restored.lifecycle == Lifecycle::Live);
+            if (ready || self.rng.one_in(80)) && self.rng.one_in(20) {
+                self.order(Command::DeleteVolume { volume });
+            }
+            return;
+        }
+        if self.healing || !self.rng.one_in(20) {
+            return;
+        }
+        let ready = |s: &&metadata::Snapshot| s.state == SnapshotState::Ready && !s.hidden;
+        let ready: Vec<_> =
+            state.snapshots.values().filter(ready).map(|s| (s.snapshot, s.size)).collect();
+        let Some((snapshot, size)) = self.rng.pick(&ready) else { return };
+        let repl = self.rng.between(1, 2) as u32;
+        let request = placement::Request { size, repl, ..placement::Request::default() };
+        let Ok(nodes) = placement::place(state, &request) else { return };
+        let replicas = nodes.into_iter().map(|node| self.new_replica(node)).collect();
+        let volume = VolumeId(Uuid::from_u128(self.rng.id()));
+        self.order(Command::CreateVolume {
+            volume,
+            name: format!("r{}", volume.0.as_u128() >> 96),
+            size,
+            repl,
+            class: None,
+            fs_type: None,
+            pinned: false,
+            source: Some(Source::Snapshot(snapshot)),
+            replicas,
+        });
     }
 
     /// The record of a snapshot was made, or was not.

@@ -274,7 +274,7 @@ fn pages_of_checksums() {
         longest: used,
         repair: &|bytes| {
             bytes.resize(bytes.len().max(PAGE_HEADER as usize), 0);
-            if bytes[0] % 2 == 0 || !bytes.starts_with(b"HF") {
+            if !bytes.starts_with(b"HFCS") {
                 bytes[..4].copy_from_slice(b"HFC2");
             }
             let mut block = cell.borrow_mut();

@@ -136,8 +136,8 @@ impl Store {
             Ok(buf) => {
                 let crc = crc32c(buf.as_slice());
                 match self.sums.verify(at, buf.as_slice(), began, Some(crc)) {
-                    Ok(()) => {
-                        if let Some(replica) = self.replicas.get_mut(&index) {
+                    Ok(all_known) => {
+                        if !all_known && let Some(replica) = self.replicas.get_mut(&index) {
                             let unsettled = &mut replica.unsettled;
                             self.sums.learn(at, buf.as_slice(), began, Some(crc), unsettled);
                         }

@@ -336,8 +336,8 @@ impl Sums {
         sums.is_some_and(|sums| sums[(within / BLOCK) as usize] != UNKNOWN)
     }
 
-    /// Checks `data` that was read from pool offset `offset` by a read submitted at `began`.
-    /// `Err` is the offset within `data` of a block that is not what was written. `crc` is that of
+    /// Checks `data` that was read from pool offset `offset` by a read submitted at `began`; returns whether
+    /// all checksums were known. `Err` is the offset within `data` of a block that is not what was written. `crc` is that of
     /// all of `data`, if it is at hand.
     pub(crate) fn verify(
         &self,
@@ -345,14 +345,16 @@ impl Sums {
         data: &[u8],
         began: u64,
         crc: Option<u32>,
-    ) -> Result<(), usize> {
+    ) -> Result<bool, usize> {
         let crc = crc.filter(|_| data.len() as u64 == BLOCK);
+        let mut all_known = true;
         for (index, block) in data.chunks_exact(BLOCK as usize).enumerate() {
             let at = index * BLOCK as usize;
             let (slot, within) = self.layout.slot_at(offset + at as u64);
             let entry = &self.slots[slot.0 as usize];
             let Some(sums) = entry.sums.as_ref() else { continue };
             let sum = sums[(within / BLOCK) as usize];
+            all_known &= sum != UNKNOWN;
             if sum != UNKNOWN
                 && !planted(Bug::SkipChecksums)
                 && entry.last_write <= began
@@ -361,7 +363,7 @@ impl Sums {
                 return Err(at);
             }
         }
-        Ok(())
+        Ok(all_known)
     }
 }
 

@@ -2,46 +2,23 @@
 
 use super::attach::{Operation, Stage, Whom};
 use super::data_address;
-use super::propose::{After, Call};
+use super::propose::After;
 use crate::world::{World, index};
 use core::time::Duration;
 use engine::{FillHolder, FillSource, Input};
 use metadata::{Command, Lifecycle};
 use policy::snapshot::{holders, source};
-use types::{EngineInstance, NodeId, VolumeId};
-use uuid::Uuid;
+use types::VolumeId;
 
-const INTERNAL_WAIT: Duration = Duration::from_secs(5);
 const COMMAND: Duration = Duration::from_secs(15);
 
 impl World {
-    /// The leader has node `at` fill a new volume.
-    pub(super) fn have_filled(&mut self, n: usize, volume: VolumeId, at: NodeId) {
-        if index(at) == n {
-            self.fill(n, volume);
-        } else {
-            self.send_call(n, index(at), Call::Fill { volume });
-        }
-    }
-
     pub(super) fn fill(&mut self, n: usize, volume: VolumeId) {
-        let deadline = self.local(n).after(INTERNAL_WAIT);
-        let instance = EngineInstance(Uuid::from_u128(self.rng.id()));
-        if self.fill_source(n, volume).is_none() {
-            return;
-        }
-        let Some(control) = self.control(n) else { return };
-        if control.operations.contains_key(&volume) {
-            return;
-        }
-        let mut operation = Operation::new(Whom::Filler, true);
-        (operation.deadline, operation.instance) = (deadline, instance);
-        control.operations.insert(volume, operation);
-        self.begin_epoch(n, volume);
+        self.begin_internally(n, volume, Whom::Filler);
     }
 
     /// What `volume` is to be filled from, as node `n` reaches it: the nearest first.
-    fn fill_source(&mut self, n: usize, volume: VolumeId) -> Option<FillSource> {
+    pub(super) fn fill_source(&mut self, n: usize, volume: VolumeId) -> Option<FillSource> {
         let state = self.state(n)?;
         let here = self.nodes[n].id;
         let record = state.volumes.get(&volume).filter(|v| v.lifecycle == Lifecycle::Filling)?;

@@ -1,6 +1,6 @@
 //! What the Raft leader does beside Raft; `control::leader`.
 
-use super::propose::{After, Ticket, is_done};
+use super::propose::{After, Call, Ticket, is_done};
 use super::snapshots::Own;
 use super::{Ended, Steps};
 use crate::meta::MetaInput;
@@ -141,7 +141,7 @@ impl World {
                 self.seal_one(n, volume, epoch, candidates);
             }
             Step::Snapshot(snapshot::Action::Fill { volume, node }) => {
-                self.have_filled(n, volume, node);
+                self.have(n, node, Call::Fill { volume });
                 // The record says whether it is under way.
                 self.end_step(n, key, Ended::Refused);
             }
@@ -292,7 +292,7 @@ impl World {
             return self.end_step(n, key, Ended::Again);
         }
         if let replace::Action::Tend { volume, node, .. } = action {
-            self.have_tended(n, volume, node);
+            self.have(n, node, Call::Tend { volume });
             // The record says whether it is under way.
             return self.end_step(n, key, Ended::Refused);
         }

@@ -254,6 +254,15 @@ impl World {
         }
     }
 
+    /// Node `n` has node `at`, which may be itself, do something.
+    pub(crate) fn have(&mut self, n: usize, at: NodeId, call: Call) {
+        if index(at) == n {
+            self.call(n, call);
+        } else {
+            self.send_call(n, index(at), call);
+        }
+    }
+
     /// A call arrives at node `n`.
     pub(crate) fn call(&mut self, n: usize, call: Call) {
         let here = self.nodes[n].id;

@@ -3,7 +3,7 @@
 
 use super::propose::{After, Call};
 use crate::clock::MS;
-use crate::world::{World, index};
+use crate::world::World;
 use core::time::Duration;
 use engine::{Input, SnapshotError, SnapshotTaken};
 use metadata::{Attachment, Command, Done, Lifecycle, Outcome, SnapshotState, Source, placement};
@@ -105,11 +105,7 @@ impl World {
         let Some(state) = self.state(n) else { return };
         let record = state.volumes.get(&volume);
         let Some(at) = record.and_then(|record| taker(&state, record)) else { return };
-        if index(at) == n {
-            self.take_snapshot(n, volume, snapshot);
-        } else {
-            self.send_call(n, index(at), Call::TakeSnapshot { volume, snapshot });
-        }
+        self.have(n, at, Call::TakeSnapshot { volume, snapshot });
     }
 
     /// Node `n` is asked to take a snapshot of a volume that it may serve.

@@ -3,7 +3,7 @@
 
 use super::attach::{Operation, Stage, Whom};
 use super::propose::Call;
-use crate::world::{World, index};
+use crate::world::World;
 use core::time::Duration;
 use policy::attachment::is_ours;
 use policy::replace::tended;
@@ -15,23 +15,23 @@ const INTERNAL_WAIT: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(3);
 
 impl World {
-    /// The leader has node `at` tend a volume.
-    pub(super) fn have_tended(&mut self, n: usize, volume: VolumeId, at: NodeId) {
-        if index(at) == n {
-            self.tend(n, volume);
-        } else {
-            self.send_call(n, index(at), Call::Tend { volume });
-        }
+    pub(super) fn tend(&mut self, n: usize, volume: VolumeId) {
+        self.begin_internally(n, volume, Whom::Nobody);
     }
 
-    pub(super) fn tend(&mut self, n: usize, volume: VolumeId) {
+    /// Begins to attach a volume without a device, unless something else is under way with it here.
+    pub(super) fn begin_internally(&mut self, n: usize, volume: VolumeId, whom: Whom) {
         let deadline = self.local(n).after(INTERNAL_WAIT);
         let instance = EngineInstance(Uuid::from_u128(self.rng.id()));
+        // The leader's state may be newer than this one: it asks again.
+        if whom == Whom::Filler && self.fill_source(n, volume).is_none() {
+            return;
+        }
         let Some(control) = self.control(n) else { return };
         if control.operations.contains_key(&volume) {
             return;
         }
-        let mut operation = Operation::new(Whom::Nobody, true);
+        let mut operation = Operation::new(whom, true);
         (operation.deadline, operation.instance) = (deadline, instance);
         control.operations.insert(volume, operation);
         self.begin_epoch(n, volume);
@@ -39,11 +39,7 @@ impl World {
 
     /// Tells `holder`, which has `volume` without a device, that somebody wants it.
     pub(super) fn ask_back(&mut self, n: usize, volume: VolumeId, holder: NodeId) {
-        if index(holder) == n {
-            self.want_back(n, volume);
-        } else {
-            self.send_call(n, index(holder), Call::Yield { volume });
-        }
+        self.have(n, holder, Call::Yield { volume });
     }
 
     pub(super) fn want_back(&mut self, n: usize, volume: VolumeId) {

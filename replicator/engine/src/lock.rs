@@ -89,6 +89,18 @@ mod tests {
     }
 
     #[test]
+    fn a_waiter_passes_those_that_it_only_touches() {
+        let mut lock = IntervalLock::default();
+        assert!(lock.lock(0, 8, 1));
+        assert!(lock.lock(20, 28, 2));
+        assert!(!lock.lock(4, 24, 3));
+        assert!(!lock.lock(24, 30, 4));
+        let mut ready = vec![];
+        lock.unlock(20, 2, &mut ready);
+        assert_eq!(ready, [4], "3 still waits for 1");
+    }
+
+    #[test]
     fn a_withdrawn_waiter_lets_the_next_one_through() {
         let mut lock = IntervalLock::default();
         assert!(lock.lock(0, 8, 1));

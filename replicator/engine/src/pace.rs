@@ -71,6 +71,9 @@ mod tests {
         };
         run(&mut pace, 1, false);
         assert_eq!(run(&mut pace, 2, true), MAX_WINDOW);
+        pace.sample(Duration::from_millis(30));
+        assert_eq!(pace.window(Instant(3600 * 1_000_000_000), true), MAX_WINDOW / 2, "by halves");
+        pace.since = Instant(0);
         assert_eq!(run(&mut pace, 30, true), 1);
         assert_eq!(run(&mut pace, 2, true), MAX_WINDOW);
     }

@@ -231,6 +231,59 @@ fn without_any_member_the_attach_fails_in_time() {
     assert!(world.slots[slot].failed.is_some(), "replica 0 is not in the ISR (R2)");
 }
 
+/// R25: it would fail what lies beyond its end. Once it is grown it is a copy like any other.
+#[test]
+fn a_copy_that_missed_an_expansion_is_left_out_until_it_has_grown() {
+    let mut world = World::new(1, 2, &[0, 1]);
+    world.replicas[1].size = SIZE / 2;
+    let slot = world.attach(0, &[]);
+    world.run(ms(3000));
+    assert_eq!(
+        (world.slots[slot].activations.as_slice(), world.isr()),
+        ([vec![0]].as_slice(), vec![0])
+    );
+    let write = world.write(slot, 559, 1, false);
+    world.run(ms(20));
+    assert_eq!(world.result(write), Some(Ok(())));
+    world.replicas[1].size = SIZE;
+    world.run(ms(3000));
+    assert_eq!(world.isr(), [0, 1]);
+    world.assert_identical();
+}
+
+/// The other copy is left out of the attachment for being slow, so it must not be the only whole one.
+#[test]
+fn a_source_that_lost_its_memory_behind_a_live_link_is_noticed_before_it_serves_alone() {
+    let (mut world, slot) = World::active(2);
+    let write = world.write(slot, 255, 3, false);
+    world.run(ms(10));
+    assert_eq!(world.result(write), Some(Ok(())));
+    world.crash(slot);
+    world.run(ms(3100));
+    // On a third node: neither copy is local.
+    let next = world.attach(5, &[]);
+    world.run(ms(2));
+    world.replicas[1].stuck_until = world.now.after(ms(3000));
+    world.run(ms(500));
+    world.cut(0, ms(60_000));
+    world.kill(0, true);
+    world.revive(0);
+    world.run(ms(8000));
+    assert_eq!(world.slots[next].activations, [[1]]);
+    assert_eq!(world.isr(), [0, 1]);
+    world.assert_identical();
+    assert_ne!(world.replicas[0].value(256), 0);
+}
+
+#[test]
+fn a_failed_engine_says_why() {
+    let (mut world, slot) = World::active(2);
+    assert_eq!(world.slots[slot].engine.status().failed, None);
+    world.tell(slot, Input::Fenced);
+    let failed = world.slots[slot].engine.status().failed.unwrap();
+    assert!(failed.contains("later epoch"), "{failed}");
+}
+
 #[test]
 fn a_superseded_engine_fails_everything_at_once() {
     let (mut world, old) = World::active(2);

@@ -42,6 +42,15 @@ fn only_what_may_differ_is_compared() {
     assert_eq!((progress.total, progress.copied), (192 << 10, 64 << 10), "{progress:?}");
 }
 
+/// R18: an era in which nothing was written tells nothing.
+#[test]
+fn an_idle_volume_seals_no_eras() {
+    let (mut world, slot) = World::active(2);
+    world.write(slot, 0, 1, false);
+    world.run(ms(200_000));
+    assert!(world.replicas.iter().all(|replica| replica.eras == [Era(1)]));
+}
+
 #[test]
 fn a_source_that_lost_what_the_target_has_sealed_is_compared() {
     let mut world = World::new(3, 2, &[0]);
@@ -178,6 +187,105 @@ fn a_target_has_a_write_before_the_next_one_on_its_range() {
     assert_eq!(world.result(second), Some(Ok(())));
     assert_eq!(world.isr(), [0, 1]);
     world.assert_identical();
+}
+
+/// Raft is asked again at a pace that it can stand, whether it cannot tell or says no.
+#[test]
+fn a_change_that_is_not_made_is_asked_for_again_at_a_pace() {
+    for mode in [RaftMode::Lost, RaftMode::Refused] {
+        let (mut world, slot) = World::active(2);
+        world.raft.mode = mode;
+        world.kill(1, false);
+        let write = world.write(slot, 5, 1, false);
+        world.run(ms(3000));
+        let asked = world.raft.proposals;
+        assert!((10..=20).contains(&asked), "{mode:?}: {asked} times in 3 s");
+        assert_eq!(world.result(write), None);
+        world.raft.mode = RaftMode::Normal;
+        world.run(ms(300));
+        assert_eq!((world.result(write), world.isr()), (Some(Ok(())), vec![0]));
+    }
+}
+
+/// It may have missed something meanwhile, whatever the reason was.
+#[test]
+fn a_target_that_raft_refuses_is_resynced_again() {
+    let mut world = World::new(9, 2, &[0]);
+    let slot = world.attach(0, &[]);
+    world.run(ms(8));
+    world.raft.mode = RaftMode::Refused;
+    world.run(ms(5000));
+    let (asked, resynced) = (world.raft.proposals, world.slots[slot].resynced.len() as u64);
+    assert!(asked <= 10 && resynced >= 3 && resynced <= asked, "{asked} times, {resynced} resyncs");
+    world.raft.mode = RaftMode::Normal;
+    world.run(ms(3000));
+    assert_eq!(world.isr(), [0, 1]);
+}
+
+/// The reconciler tells an engine of its members again and again.
+#[test]
+fn news_of_the_members_do_not_hold_a_resync_up() {
+    let mut world = World::new(9, 2, &[0]);
+    for block in 0..560 {
+        world.replicas[0].blocks.insert(block, (1_000_000 + block, 1));
+    }
+    for region in 0..3 {
+        world.replicas[0].tags.insert(region, types::Tag { epoch: types::Epoch(1), era: Era(1) });
+    }
+    let slot = world.attach(0, &[]);
+    for _ in 0..1500 {
+        world.run(ms(1));
+        let specs = (0..2).map(|index| world.member(index, 0, &[])).collect();
+        world.tell(slot, Input::Members(specs));
+    }
+    assert_eq!(world.isr(), [0, 1]);
+    world.assert_identical();
+}
+
+#[test]
+fn an_engine_has_at_most_sixteen_members() {
+    let (mut world, slot) = World::active(2);
+    let specs = (0..40).map(|index| world.member(index, 0, &[])).collect();
+    world.tell(slot, Input::Members(specs));
+    assert_eq!(world.slots[slot].engine.status().members.len(), 16);
+}
+
+#[test]
+fn one_comparison_at_a_time_and_only_while_active() {
+    let (mut world, slot) = World::active(2);
+    world.tell(slot, Input::Compare { ticket: 1 });
+    world.tell(slot, Input::Compare { ticket: 2 });
+    assert_eq!(world.slots[slot].compared, [None]);
+    world.run(ms(100));
+    assert_eq!(world.slots[slot].compared.len(), 2);
+    assert!(world.slots[slot].compared[1].is_some_and(|result| result.bytes == SIZE));
+    world.tell(slot, Input::Stop);
+    world.run(ms(200));
+    world.tell(slot, Input::Compare { ticket: 3 });
+    assert_eq!(world.slots[slot].compared[2..], [None]);
+}
+
+/// A volume's size is a multiple of its blocks, not of what is compared at once.
+#[test]
+fn the_odd_end_of_a_volume_is_resynced_and_compared() {
+    let mut world = World::new(9, 2, &[0]);
+    world.size = SIZE - 3 * types::BLOCK;
+    let end = world.size / types::BLOCK;
+    for replica in &mut world.replicas {
+        replica.size = end * types::BLOCK;
+    }
+    world.replicas[0].blocks.insert(end - 1, (1_000_000, 1));
+    let tag = types::Tag { epoch: types::Epoch(1), era: Era(1) };
+    world.replicas[0].tags.insert(2, tag);
+    let slot = world.attach(0, &[]);
+    world.run(ms(3000));
+    assert_eq!((world.isr(), world.replicas[1].value(end - 1)), (vec![0, 1], 1_000_000));
+    world.replicas[1].blocks.insert(end - 1, (99, 99));
+    world.tell(slot, Input::Compare { ticket: 1 });
+    world.run(ms(100));
+    let result = world.slots[slot].compared[0].unwrap();
+    assert_eq!((result.different, result.bytes), (1, world.size));
+    assert!((end..SIZE / types::BLOCK).all(|block| world.replicas[1].value(block) == 0));
 }
 
 #[test]

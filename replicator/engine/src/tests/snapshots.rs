@@ -259,6 +259,71 @@ fn only_what_is_allocated_is_read_for_filling() {
     assert_eq!(read, SIZE - REGION, "not the region in the middle");
 }
 
+/// A volume whose every block was written, its snapshot, and zeros over all.
+fn emptied() -> (World, usize, SnapshotId) {
+    let (mut world, slot) = World::active(2);
+    for block in (0..SIZE / BLOCK).step_by(16) {
+        world.write(slot, block, 16, false);
+    }
+    world.run(ms(100));
+    let snapshot = world.snapshot(slot);
+    world.run(ms(50));
+    world.io(slot, BlockOp::WriteZeroes { offset: 0, len: SIZE, fua: false });
+    world.run(ms(50));
+    assert!(world.replicas.iter().all(|replica| replica.value(7) == 0));
+    (world, slot, snapshot)
+}
+
+/// Whoever is told may hand the volume out at once.
+#[test]
+fn a_volume_is_full_when_it_is_said_to_be() {
+    let (mut world, slot, snapshot) = emptied();
+    world.disk = (2_000_000, 9_000_000);
+    let source = source(&world, snapshot);
+    world.tell(slot, Input::Fill { ticket: 5, source });
+    while world.slots[slot].filled.is_empty() {
+        world.run(ms(1));
+    }
+    assert_eq!(world.slots[slot].filled, [Ok(())]);
+    let held = world.committed[0].1.clone();
+    for block in 0..SIZE / BLOCK {
+        assert_eq!(world.replicas[1].value(block), value_in(&held, block), "block {block}");
+    }
+}
+
+#[test]
+fn filling_goes_on_from_another_holder() {
+    // (what happens to the first holder, milliseconds that it may cost)
+    let silent: fn(&mut World) = |world| world.silence(0, ms(60_000));
+    let table: [(fn(&mut World), u64); 2] = [(|world| world.cut(0, ms(1)), 2500), (silent, 9000)];
+    for (fault, time) in table {
+        let (mut world, slot, snapshot) = emptied();
+        let source = source(&world, snapshot);
+        world.tell(slot, Input::Fill { ticket: 5, source });
+        world.run(ms(3));
+        fault(&mut world);
+        world.run(ms(time));
+        assert_eq!(world.slots[slot].filled, [Ok(())]);
+        let held = world.committed[0].1.clone();
+        for block in 0..SIZE / BLOCK {
+            assert_eq!(world.replicas[1].value(block), value_in(&held, block), "block {block}");
+        }
+    }
+}
+
+/// Holders are told how much is wanted: what lies behind it stays out.
+#[test]
+fn a_volume_is_filled_as_far_as_the_snapshot_goes() {
+    let (mut world, slot, snapshot) = emptied();
+    let source = FillSource { size: REGION, ..source(&world, snapshot) };
+    world.tell(slot, Input::Fill { ticket: 5, source });
+    world.run(ms(1000));
+    assert_eq!(world.slots[slot].filled, [Ok(())]);
+    let per_region = REGION / BLOCK;
+    let filled = |block: u64| world.replicas[1].value(block) != 0;
+    assert!((0..per_region).all(filled) && !(per_region..SIZE / BLOCK).any(filled));
+}
+
 #[test]
 fn filling_from_what_nobody_has_ends_with_an_error() {
     let (mut world, slot) = World::active(2);

@@ -87,6 +87,8 @@ pub(super) enum RaftMode {
     Unknown,
     /// Nothing comes back.
     Silent,
+    /// Nothing is applied, and the answer says so.
+    Refused,
 }
 
 pub(super) struct Raft {
@@ -94,6 +96,8 @@ pub(super) struct Raft {
     pub(super) version: IsrVersion,
     pub(super) isr: BTreeSet<usize>,
     pub(super) mode: RaftMode,
+    /// How often engines proposed a change of the ISR.
+    pub(super) proposals: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,6 +163,8 @@ pub(super) struct World {
     pub(super) differing: u64,
     /// Time of a pass of the scrub in engines that are started.
     pub(super) scrub: Duration,
+    /// Size of the volume, as engines that are started know it.
+    pub(super) size: u64,
 }
 
 impl World {
@@ -177,6 +183,7 @@ impl World {
                 version: IsrVersion(0),
                 isr: isr.iter().copied().collect(),
                 mode: RaftMode::Normal,
+                proposals: 0,
             },
             slots: Vec::new(),
             history: History::default(),
@@ -192,6 +199,7 @@ impl World {
             committed: Vec::new(),
             differing: 0,
             scrub: Duration::from_secs(7 * 86_400),
+            size: SIZE,
         }
     }
 
@@ -217,7 +225,7 @@ impl World {
         let config = EngineConfig {
             cluster: ClusterId::default(),
             volume: VolumeId::default(),
-            size: SIZE,
+            size: self.size,
             epoch: self.raft.epoch,
             instance: EngineInstance::from_bytes((slot as u128 + 1).to_be_bytes()),
             process: Process { node: NodeId(node as u64), ..Process::default() },
@@ -535,6 +543,7 @@ impl World {
     }
 
     fn commit(&mut self, slot: usize, ticket: u64, version: IsrVersion, change: &IsrChange) {
+        self.raft.proposals += 1;
         let mode = self.raft.mode;
         let current = self.slots[slot].epoch == self.raft.epoch;
         if matches!(mode, RaftMode::Normal | RaftMode::Unknown)
@@ -557,7 +566,7 @@ impl World {
             RaftMode::Silent => return,
             RaftMode::Lost | RaftMode::Unknown => IsrAnswer::Unavailable,
             RaftMode::Normal if !current => IsrAnswer::Superseded,
-            RaftMode::Normal => IsrAnswer::View(self.view()),
+            RaftMode::Normal | RaftMode::Refused => IsrAnswer::View(self.view()),
         };
         let due = self.raft_delay();
         self.post(due, Event::Tell { slot, input: Input::IsrAnswer { ticket, answer } });

@@ -47,6 +47,30 @@ fn a_follower_names_the_leader() {
 }
 
 #[test]
+fn a_status_says_who_one_is_and_who_leads() {
+    let mut cluster = Cluster::new(3, 0);
+    let told = |cluster: &Cluster, node: u64| {
+        let status = cluster.driver(node).status();
+        (status.role, status.leader)
+    };
+    assert_eq!(told(&cluster, 2), (Role::Follower, None), "before the first election");
+    let leader = cluster.elect();
+    assert_eq!(told(&cluster, leader), (Role::Leader, Some(NodeId(leader))));
+    assert_eq!(told(&cluster, 2), (Role::Follower, Some(NodeId(leader))));
+    cluster.cut.insert(2);
+    cluster.tick(40);
+    assert_eq!(told(&cluster, 2), (Role::Candidate, None), "cut off from everybody");
+    assert_eq!(told(&cluster, 3), (Role::Follower, Some(NodeId(leader))));
+}
+
+#[test]
+fn who_stands_first_can_be_said_later() {
+    let mut cluster = Cluster::new(3, 0);
+    cluster.members.get_mut(&1).unwrap().driver.as_mut().unwrap().set_election_ticks(18);
+    assert_eq!(cluster.elect(), 2, "node 1 had 10 ticks, node 2 has 12");
+}
+
+#[test]
 fn a_leader_cut_off_steps_down_and_its_proposal_is_of_unknown_outcome() {
     let mut cluster = Cluster::new(3, 0);
     let old = cluster.elect();

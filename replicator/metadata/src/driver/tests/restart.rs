@@ -40,6 +40,35 @@ fn the_log_is_truncated_and_a_lagging_follower_gets_a_snapshot() {
 }
 
 #[test]
+fn a_snapshot_that_cannot_be_read_is_dropped() {
+    let mut cluster = Cluster::new(3, 0);
+    let leader = cluster.elect();
+    run(&mut cluster, leader, 0..3);
+    cluster.tick(3);
+    let follower = if leader == 3 { 2 } else { 3 };
+    let term = cluster.driver(leader).status().term;
+    let mut snapshot = raft::prelude::Snapshot { data: vec![0xff; 40], ..Default::default() };
+    let metadata = snapshot.mut_metadata();
+    (metadata.index, metadata.term) = (1000, term);
+    metadata.conf_state = Some((vec![1, 2, 3], vec![]).into());
+    let mut message = raft::prelude::Message {
+        from: leader,
+        to: follower,
+        term,
+        snapshot: Some(snapshot),
+        ..Default::default()
+    };
+    message.set_msg_type(raft::prelude::MessageType::MsgSnapshot);
+    let before = cluster.state(follower).clone();
+    let bytes = crate::driver::message::encode_message(&message);
+    cluster.input(follower, Input::Message(bytes));
+    assert_eq!(cluster.state(follower), &before);
+    run(&mut cluster, leader, 3..6);
+    cluster.tick(3);
+    assert_eq!(cluster.state(follower), cluster.state(leader), "and it goes on");
+}
+
+#[test]
 fn everybody_killed_at_once_loses_nothing_acknowledged() {
     for with_applied in [false, true] {
         let mut cluster = Cluster::new(3, 0);

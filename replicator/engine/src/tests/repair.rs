@@ -23,6 +23,8 @@ fn what_a_read_finds_rotten_comes_from_the_other_copy_and_is_repaired() {
     world.run(ms(100));
     assert!(matches!(world.result(read), Some(Ok(()))));
     assert_eq!((world.repaired.as_slice(), world.unrepairable), ([4, 0].as_slice(), 0));
+    let status = world.slots[slot].engine.status();
+    assert_eq!((status.repaired, status.unrepairable), (4, 0));
     assert!(world.replicas[0].rotten.is_empty());
     world.assert_identical();
     assert_eq!(world.isr(), [0, 1], "it costs nobody its place");
@@ -69,6 +71,8 @@ fn what_nobody_has_is_an_error_and_is_counted_by_a_comparison() {
     let result = world.slots[slot].compared[0].unwrap();
     // Block 7 on each of the two.
     assert_eq!((result.repaired, result.unrepairable, result.different), (1, 2, 0));
+    let status = world.slots[slot].engine.status();
+    assert_eq!((status.repaired, status.unrepairable), (1, 2 + 2), "the read has found both before");
     assert!(world.slots[slot].engine.is_active());
     // Writing it is all that helps.
     world.write(slot, 7, 1, false);

@@ -198,6 +198,21 @@ fn a_write_error_removes_the_replica_for_good() {
 }
 
 #[test]
+fn a_write_error_of_a_resync_removes_its_target_for_good() {
+    let mut world = World::new(3, 2, &[0]);
+    world.replicas[0].blocks.insert(100, (1_000_000, 1));
+    world.replicas[0].tags.insert(0, Tag { epoch: Epoch(1), era: Era(1) });
+    world.replicas[1].write_errors = true;
+    let slot = world.attach(0, &[]);
+    world.run(ms(3000));
+    assert_eq!(
+        (world.slots[slot].replica_failed.as_slice(), world.isr()),
+        ([1].as_slice(), vec![0])
+    );
+    assert_eq!(world.slots[slot].engine.status().members[1].role, "failed");
+}
+
+#[test]
 fn a_stuck_disk_is_dropped_before_the_io_fails() {
     let (mut world, slot) = World::active(2);
     world.replicas[1].stuck_until = world.now.after(ms(30_000));

@@ -599,14 +599,15 @@ fn run(seed: u64) -> (u64, u64) {
 
 #[test]
 fn random_work_survives_crashes() {
-    let seeds = match std::env::var("STORE_SEED") {
-        Ok(seed) => vec![seed.parse().unwrap()],
-        Err(_) => (1..=30).collect(),
+    let told = |name| std::env::var(name).ok().and_then(|number| number.parse::<u64>().ok());
+    let seeds = match (told("HOLDFAST_SEED"), told("HOLDFAST_SEEDS")) {
+        (Some(seed), _) => vec![seed],
+        (None, count) => (1..=count.unwrap_or(30)).collect(),
     };
     let (mut full, mut checkpoints) = (0, 0);
     let many = seeds.len() > 1;
     for seed in seeds {
-        // Shown when the test fails: STORE_SEED replays it alone.
+        // Shown when the test fails: HOLDFAST_SEED replays it alone.
         println!("seed {seed}");
         let (more_full, more_checkpoints) = run(seed);
         full += more_full;

@@ -125,6 +125,33 @@ fn a_stop_that_loses_a_member_ends_unclean_or_without_it() {
     assert!(world.replicas[1].in_use.is_some());
 }
 
+/// R4: what was begun before the stop needs the smaller ISR to be acknowledged.
+#[test]
+fn a_stop_finishes_what_was_begun_without_the_member_that_it_loses() {
+    let (mut world, slot) = World::active(2);
+    let write = world.write(slot, 3, 2, false);
+    world.kill(1, false);
+    world.tell(slot, Input::Stop);
+    world.run(ms(3000));
+    assert_eq!(world.result(write), Some(Ok(())));
+    assert_eq!((world.slots[slot].stopped, world.isr()), (Some(true), vec![0]));
+}
+
+/// Neither an answer nor the end of the connection: a network that drops everything.
+#[test]
+fn what_is_lost_while_a_link_is_made_is_asked_again() {
+    for step in 0..24 {
+        let mut world = World::new(step, 2, &[0, 1]);
+        world.net = (1_000_000, 1_000_001);
+        let slot = world.attach(0, &[]);
+        world.run(core::time::Duration::from_micros(250 * step));
+        world.cut(1, ms(600_000));
+        world.run(ms(8000));
+        assert!(world.slots[slot].engine.is_active(), "step {step}");
+        assert_eq!(world.isr(), [0, 1], "step {step}");
+    }
+}
+
 #[test]
 fn small_differences_go_before_the_first_io() {
     let (mut world, slot) = World::active(2);

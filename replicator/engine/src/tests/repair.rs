@@ -72,7 +72,11 @@ fn what_nobody_has_is_an_error_and_is_counted_by_a_comparison() {
     // Block 7 on each of the two.
     assert_eq!((result.repaired, result.unrepairable, result.different), (1, 2, 0));
     let status = world.slots[slot].engine.status();
-    assert_eq!((status.repaired, status.unrepairable), (1, 2 + 2), "the read has found both before");
+    assert_eq!(
+        (status.repaired, status.unrepairable),
+        (1, 2 + 2),
+        "the read has found both before"
+    );
     assert!(world.slots[slot].engine.is_active());
     // Writing it is all that helps.
     world.write(slot, 7, 1, false);
@@ -190,6 +194,26 @@ fn a_replica_under_repair_stays_when_the_one_that_gives_is_lost() {
         assert_eq!(world.isr(), [0, 1], "cut {cut}");
         world.assert_identical();
     }
+}
+
+/// A pass says something about every copy that counts, or nothing.
+#[test]
+fn nothing_counts_as_scrubbed_while_a_copy_is_out_of_reach() {
+    let mut world = World::new(7, 2, &[0, 1]);
+    world.scrub = ms(10_000);
+    let slot = world.attach(0, &[]);
+    world.run(ms(20_000));
+    let checked = |world: &World| world.slots[slot].engine.status().scrub.checked;
+    assert!(checked(&world) >= SIZE);
+    world.raft.mode = RaftMode::Lost;
+    world.kill(1, false);
+    world.run(ms(50));
+    let before = checked(&world);
+    world.run(ms(8000));
+    assert_eq!(checked(&world), before);
+    world.revive(1);
+    world.run(ms(20_000));
+    assert!(checked(&world) > before);
 }
 
 #[test]

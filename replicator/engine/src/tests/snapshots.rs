@@ -2,7 +2,7 @@
 
 use super::attach::ms;
 use super::replica::{Held, payload};
-use super::world::{SIZE, World, index_of, replica_id};
+use super::world::{RaftMode, SIZE, World, index_of, replica_id};
 use crate::{FillHolder, FillSource, Input, SnapshotError, SnapshotTaken};
 use types::{BLOCK, BlockOp, Incarnation, REGION, SnapshotId, VolumeId};
 
@@ -197,6 +197,20 @@ fn a_new_replica_gets_all_snapshots_and_a_late_one_too() {
     assert_eq!((world.isr(), world.committed.len()), (vec![0, 1], 4));
     world.check_committed(1);
     world.assert_identical();
+}
+
+/// Who asked is told before the volume itself runs out of patience.
+#[test]
+fn a_snapshot_that_waits_for_a_lost_copy_is_given_up_in_time() {
+    let (mut world, slot) = World::active(2);
+    world.raft.mode = RaftMode::Lost;
+    world.kill(1, false);
+    world.snapshot(slot);
+    world.run(ms(9_900));
+    assert!(world.slots[slot].snapshots.is_empty());
+    world.run(ms(300));
+    assert!(matches!(world.slots[slot].snapshots[..], [Err(SnapshotError::Aborted(_))]));
+    assert!(world.slots[slot].engine.is_active(), "nothing else was asked of it");
 }
 
 fn source(world: &World, snapshot: SnapshotId) -> FillSource {

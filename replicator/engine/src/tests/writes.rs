@@ -195,6 +195,7 @@ fn a_write_error_removes_the_replica_for_good() {
     world.run(ms(5000));
     assert_eq!(world.isr(), [0], "R13");
     assert_eq!(world.slots[slot].engine.status().members[1].role, "failed");
+    assert!(world.replicas[1].sessions.is_empty(), "it is left alone");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use types::{
     BlockOp, BlockResult, Incarnation, Instant, IoId, REGION, ReplicaId, SnapshotId, VolumeId,
-    crc32c,
+    crc32c, is_zeros,
 };
 use wire::{Hello, Reply, Request, Role};
 
@@ -246,7 +246,7 @@ impl Engine {
             {
                 fill.asked.remove(&seq);
                 fill.failures = 0;
-                if data.as_slice().iter().any(|byte| *byte != 0) {
+                if !is_zeros(data.as_slice()) {
                     fill.writes += 1;
                     let id = IoId(OWN | seq);
                     self.submit(id, BlockOp::Write { offset, data, fua: false }, out);

@@ -40,5 +40,5 @@ pub(crate) fn contents(disk: &mut dyn PoolDisk) -> Result<Option<String>, OpenEr
             return Ok(Some((*name).to_owned()));
         }
     }
-    Ok(start.iter().any(|byte| *byte != 0).then(|| "unknown data".to_owned()))
+    Ok((!types::is_zeros(start)).then(|| "unknown data".to_owned()))
 }

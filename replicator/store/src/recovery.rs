@@ -164,7 +164,7 @@ fn read_superblock(disk: &mut dyn PoolDisk) -> Result<Superblock, OpenError> {
             Found::Valid(superblock) => valid.push((copy, superblock)),
             Found::Damaged => damaged = true,
             // No crash does this to a superblock that was ours: torn or not, it keeps the magic.
-            Found::Other => foreign |= block.as_slice().iter().any(|byte| *byte != 0),
+            Found::Other => foreign |= !types::is_zeros(block.as_slice()),
         }
     }
     if let Some(found) = probe::contents(disk)?.filter(|_| foreign) {

@@ -150,7 +150,7 @@ impl Sums {
                 newest = if newer { Some((header, block)) } else { newest };
             } else {
                 // One that was never written is no proof of damage.
-                damaged |= block.iter().any(|byte| *byte != 0);
+                damaged |= !types::is_zeros(block);
             }
         }
         if let Some((header, _)) = newest {

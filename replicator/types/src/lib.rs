@@ -50,6 +50,13 @@ pub fn crc32c_append(crc: u32, bytes: &[u8]) -> u32 {
     ::crc32c::crc32c_append(crc, bytes)
 }
 
+/// Whether all of `bytes` are zeros.
+#[must_use]
+pub fn is_zeros(bytes: &[u8]) -> bool {
+    // By pieces, so that the compiler takes many bytes at once.
+    bytes.chunks(64).all(|piece| piece.iter().fold(0, |any, byte| any | byte) == 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,6 +67,19 @@ mod tests {
         page.extend_from_slice(&crc32c(&page).to_le_bytes());
         page.resize(8192, 0);
         page
+    }
+
+    #[test]
+    fn one_byte_anywhere_is_not_all_zeros() {
+        for len in [0, 1, 63, 64, 65, 200] {
+            let mut bytes = vec![0; len];
+            assert!(is_zeros(&bytes), "{len}");
+            for at in 0..len {
+                bytes[at] = 0x80;
+                assert!(!is_zeros(&bytes), "{at} of {len}");
+                bytes[at] = 0;
+            }
+        }
     }
 
     #[test]

@@ -68,7 +68,7 @@ const SIZE: usize = BLOCK as usize;
 fn piece(data: Option<&Buf>, index: u32) -> Piece {
     let at = index as usize * SIZE;
     let piece = data?.slice(at..at + SIZE);
-    piece.as_slice().iter().any(|byte| *byte != 0).then_some(piece)
+    (!types::is_zeros(piece.as_slice())).then_some(piece)
 }
 
 /// Fills `buf` from blocks of `get`, beginning at `offset`.

@@ -91,7 +91,7 @@ impl Stamped {
             let mut oldest = u64::MAX;
             for piece in buffer.as_slice().chunks_exact(untorn) {
                 let (found, generation) = stamp_of(piece);
-                let zeros = generation == 0 && piece.iter().all(|byte| *byte == 0);
+                let zeros = generation == 0 && types::is_zeros(piece);
                 ensure!(
                     zeros || piece == &stamp(*block, generation).as_slice()[..untorn],
                     "block {block} holds a torn or foreign stamp ({found}, {generation})"

@@ -25,7 +25,7 @@ impl World {
         let offset = u64::from(block) * types::BLOCK;
         let held = self.look(replica.replica, replica.node, Some(snapshot), offset)?;
         // Zeros in a slot are the same as no slot.
-        Some(held.filter(|buf| buf.as_slice().iter().any(|byte| *byte != 0)).cloned())
+        Some(held.filter(|buf| !types::is_zeros(buf.as_slice())).cloned())
     }
 
     fn look(

@@ -14,7 +14,9 @@ const OPERATIONS: u64 = 5_000_000;
 
 #[test]
 fn clusters_keep_their_promises_under_faults() {
-    let sum = run_all(0..SEEDS, &Options::default(), 2);
+    // Fewer, for a look at a changed state machine: scripts/mutants.
+    let told = std::env::var("HOLDFAST_SEEDS").ok().map(|seeds| seeds.parse::<u64>().unwrap());
+    let sum = run_all(0..told.unwrap_or(SEEDS), &Options::default(), 2);
     let hours = sum.figures.time as f64 / SEC as f64 / 3600.0;
     println!("{hours:.1} cluster-hours\n{}", sum.last_line());
     for line in &sum.lines {
@@ -22,7 +24,10 @@ fn clusters_keep_their_promises_under_faults() {
     }
     assert_eq!(sum.violations, 0, "again: cargo run --release -p sim -- --seed S");
     let figures = (hours, sum.figures.faults, sum.figures.operations);
-    assert!(hours >= HOURS && figures.1 >= FAULTS && figures.2 >= OPERATIONS, "{figures:?}");
+    assert!(
+        told.is_some() || hours >= HOURS && figures.1 >= FAULTS && figures.2 >= OPERATIONS,
+        "{figures:?}"
+    );
 }
 
 #[test]

@@ -339,6 +339,23 @@ fn a_volume_is_filled_as_far_as_the_snapshot_goes() {
 }
 
 #[test]
+fn a_volume_is_not_filled_with_more_than_it_holds_nor_twice_at_once() {
+    let (mut world, slot, snapshot) = emptied();
+    let source = source(&world, snapshot);
+    let larger = FillSource { size: SIZE + BLOCK, ..source.clone() };
+    world.tell(slot, Input::Fill { ticket: 5, source: larger });
+    assert!(matches!(world.slots[slot].filled[..], [Err(_)]));
+    let nobody = FillSource { holders: Vec::new(), ..source.clone() };
+    world.tell(slot, Input::Fill { ticket: 6, source: nobody });
+    assert_eq!(world.slots[slot].filled.len(), 2);
+    world.tell(slot, Input::Fill { ticket: 7, source: source.clone() });
+    world.tell(slot, Input::Fill { ticket: 8, source });
+    assert!(matches!(world.slots[slot].filled[2..], [Err(_)]), "8 is refused");
+    world.run(ms(1000));
+    assert_eq!(world.slots[slot].filled[3..], [Ok(())]);
+}
+
+#[test]
 fn filling_from_what_nobody_has_ends_with_an_error() {
     let (mut world, slot) = World::active(2);
     let source = source(&world, id(9));

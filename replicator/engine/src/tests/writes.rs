@@ -237,3 +237,22 @@ fn nonsense_is_refused() {
         assert_eq!(world.result(id), Some(Err(IoError::Invalid)), "{op:?}");
     }
 }
+
+#[test]
+fn what_was_served_is_counted() {
+    let (mut world, slot) = World::active(2);
+    for block in 0..3 {
+        world.write(slot, block, 1, false);
+        world.run(ms(20));
+    }
+    world.io(slot, BlockOp::Flush);
+    world.run(ms(20));
+    // Nothing was written since: it is answered at once, and is a flush all the same.
+    world.io(slot, BlockOp::Flush);
+    for block in 0..4 {
+        world.read(slot, block);
+    }
+    world.run(ms(20));
+    let status = world.slots[slot].engine.status();
+    assert_eq!((status.reads, status.writes, status.flushes), (4, 3, 2));
+}

@@ -84,6 +84,7 @@ fn refusals_say_what_there_is_too_little_of() {
     let full = PlacementError::NoRoom { wanted: 3, size: 50 * GIB, largest: 40 * GIB };
     assert_eq!(place(&state, &request(50, 3)), Err(full));
     assert_eq!(ids(place(&state, &request(50, 2)).unwrap()), [1, 3]);
+    assert_eq!(place(&state, &request(40, 3)).unwrap().len(), 3, "to the last byte");
     state.apply(90, 1, &Command::NodeLost { node: NodeId(3) }).outcome.unwrap();
     let few = PlacementError::TooFewNodes { wanted: 3, eligible: 2, class: None };
     assert_eq!(place(&state, &request(1, 3)), Err(few));

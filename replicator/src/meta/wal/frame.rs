@@ -197,7 +197,7 @@ fn has_unwritten_sector(bytes: &[u8], offset: usize) -> bool {
     let mut from = offset;
     while from < bytes.len() {
         let to = ((from / SECTOR + 1) * SECTOR).min(bytes.len());
-        if bytes[from..to].iter().all(|byte| *byte == 0) {
+        if types::is_zeros(&bytes[from..to]) {
             return true;
         }
         from = to;

@@ -300,8 +300,7 @@ impl World {
             let mut held = members.iter().filter_map(|(replica, node)| {
                 let buf = self.peek(*replica, *node, u64::from(block) * BLOCK)?;
                 let rotten = buf.as_ref().is_some_and(|buf| self.is_rotten(index(*node), buf));
-                let zeros = |buf: &types::Buf| buf.as_slice().iter().all(|byte| *byte == 0);
-                (!rotten).then_some(buf.filter(|buf| !zeros(buf)))
+                (!rotten).then_some(buf.filter(|buf| !types::is_zeros(buf.as_slice())))
             });
             let Some(first) = held.next() else { continue };
             if held.any(|other| other != first) {

@@ -123,7 +123,7 @@ impl World {
                         break;
                     };
                     looked = true;
-                    let held = held.filter(|buf| buf.as_slice().iter().any(|byte| *byte != 0));
+                    let held = held.filter(|buf| !types::is_zeros(buf.as_slice()));
                     let spoilt = held.as_ref().is_some_and(|buf| self.was_spoilt(buf));
                     if held != *wanted && !spoilt {
                         let (volume, node) = (record.volume, replica.node);

@@ -3,8 +3,8 @@
 use super::story::info;
 use super::{Story, check};
 use crate::state::EVENTS_KEPT;
-use crate::{Command, FailoverStep, NodeInfo, NodeStatus, Refused, State, decode, encode};
-use types::{NodeId, PoolId};
+use crate::{Command, FailoverStep, NodeInfo, NodeStatus, Refused, Source, State, decode, encode};
+use types::{NodeId, PoolId, SnapshotId, VolumeId};
 use uuid::Uuid;
 
 #[test]
@@ -179,4 +179,14 @@ fn what_a_lost_node_was_to_delete_is_forgotten_with_it() {
     story.state.membership.voters.remove(&NodeId(2));
     story.must("remove 2");
     assert!(story.state.volumes.is_empty() && story.state.retired.contains(&NodeId(2)));
+}
+
+/// Tools compare these words.
+#[test]
+fn what_is_shown_is_told_apart() {
+    let words = [NodeStatus::Unknown, NodeStatus::Up, NodeStatus::Lost].map(NodeStatus::as_str);
+    assert_eq!(words, ["unknown", "up", "lost"]);
+    let (volume, snapshot) = (VolumeId::default(), SnapshotId::default());
+    assert_eq!(Source::Snapshot(snapshot).to_string(), format!("snapshot {snapshot}"));
+    assert_eq!(Source::Clone { volume, snapshot }.to_string(), format!("volume {volume}"));
 }

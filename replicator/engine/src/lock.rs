@@ -98,6 +98,15 @@ mod tests {
         let mut ready = vec![];
         lock.unlock(20, 2, &mut ready);
         assert_eq!(ready, [4], "3 still waits for 1");
+
+        let mut lock = IntervalLock::default();
+        assert!(lock.lock(0, 8, 1));
+        assert!(lock.lock(20, 28, 2));
+        assert!(!lock.lock(20, 40, 3));
+        assert!(!lock.lock(4, 20, 4));
+        ready.clear();
+        lock.unlock(0, 1, &mut ready);
+        assert_eq!(ready, [4], "3 still waits for 2");
     }
 
     #[test]

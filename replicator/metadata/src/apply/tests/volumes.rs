@@ -36,6 +36,8 @@ fn create() {
             // 10 pools' worth may be promised.
             ("create data bytes=107374182400", "Created"),
             ("create data bytes=107375230976", "NoRoom"),
+            // 16 TiB are a size that may be asked for.
+            ("create data bytes=17592186044416", "NoRoom"),
         ],
     );
 }

@@ -61,6 +61,9 @@ fn a_status_says_who_one_is_and_who_leads() {
     cluster.tick(40);
     assert_eq!(told(&cluster, 2), (Role::Candidate, None), "cut off from everybody");
     assert_eq!(told(&cluster, 3), (Role::Follower, Some(NodeId(leader))));
+    let words =
+        [Role::Leader, Role::Follower, Role::Candidate, Role::Learner].map(|r| r.to_string());
+    assert_eq!(words, ["leader", "follower", "candidate", "learner"]);
 }
 
 #[test]
@@ -149,6 +152,35 @@ fn a_new_leader_answers_reads_only_after_an_entry_of_its_term() {
     cluster.input(new, Input::ReadIndex { ticket });
     cluster.tick(5);
     assert!(cluster.read(ticket).unwrap().unwrap() > written);
+}
+
+/// Raft's election safety: a voter that forgot its vote could give it twice in a term.
+#[test]
+fn a_vote_is_durable_before_it_is_given() {
+    let mut cluster = Cluster::new(3, 0);
+    let leader = cluster.elect();
+    let term = cluster.driver(leader).status().term + 1;
+    let ask = |cluster: &mut Cluster, from: u64| {
+        let mut message = raft::prelude::Message {
+            from,
+            to: 3,
+            term,
+            index: 1000,
+            log_term: term - 1,
+            // As when leadership is handed over: a voter that hears a leader listens all the same.
+            context: b"CampaignTransfer".to_vec(),
+            ..Default::default()
+        };
+        message.set_msg_type(raft::prelude::MessageType::MsgRequestVote);
+        let bytes = crate::driver::message::encode_message(&message);
+        cluster.input(3, Input::Message(bytes));
+        let durable = cluster.members[&3].log.contents.borrow().hard_state;
+        (durable.term, durable.vote)
+    };
+    assert_eq!(ask(&mut cluster, 2), (term, 2));
+    cluster.kill(3);
+    cluster.start(3).unwrap();
+    assert_eq!(ask(&mut cluster, 1), (term, 2), "once in a term, whatever happens");
 }
 
 #[test]

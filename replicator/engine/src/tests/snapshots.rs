@@ -213,6 +213,32 @@ fn a_snapshot_that_waits_for_a_lost_copy_is_given_up_in_time() {
     assert!(world.slots[slot].engine.is_active(), "nothing else was asked of it");
 }
 
+/// Writes are held while copies are asked: not for as long as a stuck disk takes.
+#[test]
+fn a_snapshot_does_not_hold_writes_behind_a_stuck_disk() {
+    let mut held_up = 0;
+    for step in 0..40 {
+        let (mut world, slot) = World::active(2);
+        world.write(slot, 3, 1, false);
+        world.run(ms(20));
+        world.snapshot(slot);
+        world.run(core::time::Duration::from_micros(100 * step));
+        world.replicas[1].stuck_until = world.now.after(ms(4000));
+        world.run(ms(2200));
+        let late = |reason: &str| reason.contains("did not answer within");
+        if let [Err(SnapshotError::Aborted(reason))] = &world.slots[slot].snapshots[..]
+            && late(reason)
+        {
+            held_up += 1;
+        }
+        let write = world.write(slot, 4, 1, false);
+        world.run(ms(6000));
+        assert_eq!(world.result(write), Some(Ok(())), "step {step}");
+        assert_eq!(world.slots[slot].snapshots.len(), 1, "step {step}");
+    }
+    assert!(held_up > 0, "no disk was stuck while writes were held");
+}
+
 fn source(world: &World, snapshot: SnapshotId) -> FillSource {
     let holder = |index: usize| FillHolder {
         replica: replica_id(index),

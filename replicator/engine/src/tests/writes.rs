@@ -149,6 +149,24 @@ fn a_full_pool_changes_nothing() {
     }
 }
 
+/// What was there cannot be put back: the copy that cannot say leaves, and the others agree.
+#[test]
+fn a_full_pool_that_cannot_be_read_is_resynced() {
+    let (mut world, slot) = World::active(2);
+    world.write(slot, 0, 2, false);
+    world.run(ms(10));
+    world.replicas[1].full = true;
+    world.replicas[1].rot(1);
+    let write = world.write(slot, 1, 4, false);
+    world.run(ms(50));
+    assert_eq!(world.result(write), Some(Err(IoError::NoSpace)));
+    assert_eq!(world.isr(), [0]);
+    world.replicas[1].full = false;
+    world.run(ms(12_000));
+    assert_eq!(world.isr(), [0, 1]);
+    world.assert_identical();
+}
+
 #[test]
 fn a_full_pool_of_a_target_ends_its_resync_only() {
     let mut world = World::new(3, 2, &[0]);

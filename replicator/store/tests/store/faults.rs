@@ -34,6 +34,11 @@ fn a_full_pool_refuses_first_writes_and_nothing_else() {
     assert_eq!(node.ask(one, discard), Reply::Done);
     assert_eq!(node.write(two, MIB, filled(MIB, 3), 1), Reply::Done);
     assert_eq!(node.read(one, 0, 1 << 20), filled(MIB, 0));
+    assert_eq!(node.events.len(), 1, "not again for each write");
+    for at in 0..16 {
+        node.write(one, at * MIB, filled(MIB, 1), 1);
+    }
+    assert_eq!(node.events, [Event::PoolFull, Event::PoolFull], "it had room meanwhile");
 }
 
 /// The pool of [`full`] without a single free slot.

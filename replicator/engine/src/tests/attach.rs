@@ -137,6 +137,26 @@ fn a_stop_finishes_what_was_begun_without_the_member_that_it_loses() {
     assert_eq!((world.slots[slot].stopped, world.isr()), (Some(true), vec![0]));
 }
 
+/// R20: whether a target is in the ISR must be known before anything is called clean.
+#[test]
+fn a_stop_waits_for_a_grow_that_is_undecided() {
+    let mut world = World::new(9, 2, &[0]);
+    let slot = world.attach(0, &[]);
+    world.run(ms(8));
+    world.raft.mode = RaftMode::Unknown;
+    world.run(ms(800));
+    assert_eq!(world.isr(), [0, 1]);
+    world.write(slot, 3, 1, false);
+    world.run(ms(20));
+    world.tell(slot, Input::Stop);
+    world.run(ms(500));
+    assert_eq!(world.slots[slot].stopped, None);
+    world.raft.mode = RaftMode::Normal;
+    world.run(ms(2000));
+    assert_eq!(world.slots[slot].stopped, Some(true));
+    assert!(world.replicas.iter().all(|r| r.in_use.is_none() && r.durable_value(3) == r.value(3)));
+}
+
 /// Neither an answer nor the end of the connection: a network that drops everything.
 #[test]
 fn what_is_lost_while_a_link_is_made_is_asked_again() {

@@ -101,6 +101,25 @@ fn a_rebooted_member_leaves_and_resyncs() {
     assert_ne!(world.replicas[1].value(39), 0);
 }
 
+/// R4, R9: what a member acknowledged before it lost its memory is owed again, while others are still at it.
+#[test]
+fn a_rebooted_member_owes_again_what_is_not_complete() {
+    let (mut world, slot) = World::active(3);
+    world.raft.mode = RaftMode::Lost;
+    world.replicas[2].stuck_until = world.now.after(ms(1400));
+    let write = world.write(slot, 5, 1, false);
+    world.run(ms(20));
+    world.kill(1, true);
+    world.revive(1);
+    world.run(ms(2000));
+    assert_ne!(world.replicas[2].value(5), 0, "it has written by now");
+    assert_eq!(world.result(write), None, "one of the ISR may lack it");
+    world.raft.mode = RaftMode::Normal;
+    world.run(ms(5000));
+    assert_eq!((world.result(write), world.isr()), (Some(Ok(())), vec![0, 1, 2]));
+    world.assert_identical();
+}
+
 #[test]
 fn the_only_member_is_waited_for_and_sent_to_again() {
     let mut world = World::new(5, 1, &[0]);

@@ -196,6 +196,50 @@ fn a_replica_under_repair_stays_when_the_one_that_gives_is_lost() {
     }
 }
 
+/// R15: what the network damages is not used, wherever it was wanted.
+#[test]
+fn what_arrives_damaged_is_asked_for_again() {
+    // A read.
+    let (mut world, slot) = written();
+    world.replicas[0].garbled = 1;
+    let read = world.read(slot, 7);
+    world.run(ms(3000));
+    assert_eq!((world.result(read), world.isr()), (Some(Ok(())), vec![0, 1]));
+    assert_eq!(world.replicas[0].garbled, 0);
+    // What a repair takes from the other copy.
+    let (mut world, slot) = written();
+    world.replicas[0].rot(7);
+    world.replicas[1].garbled = 1;
+    world.read(slot, 7);
+    world.run(ms(5000));
+    let read = world.read(slot, 7);
+    world.run(ms(5000));
+    assert_eq!((world.result(read), world.isr()), (Some(Ok(())), vec![0, 1]));
+    assert!(world.replicas[0].rotten.is_empty() && world.replicas[1].garbled == 0);
+    world.assert_identical();
+    // What a resync copies.
+    let mut world = World::new(7, 2, &[0]);
+    world.replicas[0].blocks.insert(9, (1_000_000, 1));
+    world.replicas[0].tags.insert(0, types::Tag { epoch: types::Epoch(1), era: types::Era(1) });
+    world.replicas[0].garbled = 1;
+    world.attach(0, &[]);
+    world.run(ms(10_000));
+    assert_eq!((world.isr(), world.replicas[1].value(9)), (vec![0, 1], 1_000_000));
+    assert_eq!(world.replicas[0].garbled, 0);
+    // What is put back behind a write that found no room.
+    let (mut world, slot) = written();
+    world.replicas[1].full = true;
+    world.replicas[1].garbled = 1;
+    let write = world.write(slot, 38, 4, false);
+    world.run(ms(50));
+    assert_eq!(world.result(write), Some(Err(IoError::NoSpace)));
+    assert_eq!(world.replicas[1].garbled, 0);
+    world.replicas[1].full = false;
+    world.run(ms(12_000));
+    assert_eq!(world.isr(), [0, 1]);
+    world.assert_identical();
+}
+
 /// A pass says something about every copy that counts, or nothing.
 #[test]
 fn nothing_counts_as_scrubbed_while_a_copy_is_out_of_reach() {

@@ -63,6 +63,8 @@ pub(super) struct Replica {
     /// the last sealed era: rot in them passes for content from then on.
     pub(super) forgets_checksums: bool,
     pub(super) write_errors: bool,
+    /// How many of its next answers with data arrive damaged.
+    pub(super) garbled: u32,
     /// Its pool has as many snapshots as it can have.
     pub(super) snapshots_full: bool,
     /// Oldest first.
@@ -100,6 +102,7 @@ impl Replica {
             rotten_durable: BTreeSet::new(),
             forgets_checksums: false,
             write_errors: false,
+            garbled: 0,
             snapshots_full: false,
             past_read: 0,
             snapshots: Vec::new(),

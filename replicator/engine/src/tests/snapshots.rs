@@ -199,6 +199,35 @@ fn a_new_replica_gets_all_snapshots_and_a_late_one_too() {
     world.assert_identical();
 }
 
+/// What the volume has grown by since is no part of it.
+#[test]
+fn a_snapshot_of_a_smaller_volume_is_made_where_it_was_missed() {
+    let mut world = World::new(7, 2, &[0, 1]);
+    world.size = SIZE - REGION;
+    let slot = world.attach(0, &[]);
+    world.run(ms(100));
+    world.write(slot, 3, 1, false);
+    world.run(ms(20));
+    world.kill(1, false);
+    world.run(ms(2000));
+    assert_eq!(world.isr(), [0]);
+    world.write(slot, 4, 1, false);
+    world.run(ms(20));
+    let snapshot = world.snapshot(slot);
+    world.run(ms(100));
+    world.tell(slot, Input::Resize(SIZE));
+    for block in [3, 300, 559] {
+        world.write(slot, block, 1, false);
+    }
+    world.run(ms(100));
+    world.revive(1);
+    world.run(ms(5000));
+    assert_eq!(world.isr(), [0, 1]);
+    world.check_committed(1);
+    assert_eq!(world.replicas[1].held(snapshot).map(|held| held.size), Some(SIZE - REGION));
+    world.assert_identical();
+}
+
 /// Who asked is told before the volume itself runs out of patience.
 #[test]
 fn a_snapshot_that_waits_for_a_lost_copy_is_given_up_in_time() {
@@ -325,6 +354,23 @@ fn a_volume_is_full_when_it_is_said_to_be() {
         world.run(ms(1));
     }
     assert_eq!(world.slots[slot].filled, [Ok(())]);
+    let held = world.committed[0].1.clone();
+    for block in 0..SIZE / BLOCK {
+        assert_eq!(world.replicas[1].value(block), value_in(&held, block), "block {block}");
+    }
+}
+
+#[test]
+fn what_arrives_damaged_is_not_filled_in() {
+    let (mut world, slot, snapshot) = emptied();
+    world.replicas[0].garbled = 2;
+    let source = source(&world, snapshot);
+    world.tell(slot, Input::Fill { ticket: 5, source });
+    world.run(ms(5000));
+    assert_eq!(
+        (world.slots[slot].filled.as_slice(), world.replicas[0].garbled),
+        ([Ok(())].as_slice(), 0)
+    );
     let held = world.committed[0].1.clone();
     for block in 0..SIZE / BLOCK {
         assert_eq!(world.replicas[1].value(block), value_in(&held, block), "block {block}");

@@ -507,7 +507,13 @@ impl World {
                 if here.process != process {
                     return;
                 }
-                let reply = here.execute(epoch, &request, &was, self.now);
+                let mut reply = here.execute(epoch, &request, &was, self.now);
+                if let Reply::Data { crc, .. } = &mut reply
+                    && here.garbled > 0
+                {
+                    here.garbled -= 1;
+                    *crc ^= 1;
+                }
                 if let Some(count) = here.in_flight.get_mut(&key) {
                     *count -= 1;
                 }

@@ -107,7 +107,7 @@ impl Engine {
         let whole = sealed
             .iter()
             .filter(|index| self.members[*index].info.is_some_and(|info| info.unbroken))
-            .fold(Mask::default(), |mask, index| Mask(mask.0 | Mask::one(index).0));
+            .fold(Mask::default(), |mask, index| mask.with(Mask::one(index)));
         if self.config.resumed && whole.is_empty() {
             let reason = "poisoned (R10): every in-sync copy that could be reached may have lost \
                           writes that its user still relies on";
@@ -169,7 +169,7 @@ impl Engine {
                     return self.ping(source, out);
                 }
             }
-            self.request_activation(Mask(Mask::one(source).0 | ready.0), out);
+            self.request_activation(Mask::one(source).with(ready), out);
         }
     }
 

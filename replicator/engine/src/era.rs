@@ -105,7 +105,7 @@ impl Engine {
 
     fn era_send(&mut self, purpose: Purpose, request: Request, out: &mut Vec<Output>) {
         let still = self.mask_of(|member| member.in_sync() && member.is_up());
-        let to = Mask(self.era_state.members.0 & still.0);
+        let to = self.era_state.members.common(still);
         self.era_state.members = to;
         if to.is_empty() {
             self.era_state.restart(self.now);

@@ -6,7 +6,7 @@ use wire::Request;
 
 /// A set of members, by index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Mask(pub(crate) u16);
+pub(crate) struct Mask(u16);
 
 impl Mask {
     pub(crate) const fn one(member: usize) -> Self {
@@ -35,6 +35,15 @@ impl Mask {
 
     pub(crate) const fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
+    }
+
+    pub(crate) const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Those that are in both.
+    pub(crate) const fn common(self, other: Self) -> Self {
+        Self(self.0 & other.0)
     }
 
     pub(crate) fn iter(self) -> impl Iterator<Item = usize> {
@@ -212,5 +221,23 @@ impl Flights {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &Flight)> {
         self.queue.iter().zip(self.base..).filter_map(|(flight, seq)| Some((seq, flight.as_ref()?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_are_a_set() {
+        let (mut odd, low) = (Mask::default(), Mask::one(0).with(Mask::one(1)));
+        (0..16).filter(|member| member % 2 == 1).for_each(|member| odd.add(member));
+        let members = |mask: Mask| mask.iter().collect::<Vec<_>>();
+        assert_eq!((members(low), odd.len(), Mask::default().is_empty()), (vec![0, 1], 8, true));
+        assert_eq!(members(low.with(Mask::one(1))), [0, 1]);
+        assert_eq!((members(odd.common(low)), members(low.without(odd))), (vec![1], vec![0]));
+        odd.remove(1);
+        odd.remove(2);
+        assert!(odd.common(low).is_empty() && odd.has(15) && !odd.has(1));
     }
 }

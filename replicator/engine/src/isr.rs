@@ -244,8 +244,7 @@ impl Engine {
     /// The place of a member that was removed and that no request remembers.
     fn vacant_place(&self) -> Option<usize> {
         let remembered = self.flights.iter().fold(Mask::default(), |mask, (_, f)| {
-            let ended = f.acked.0 | f.nospace.0 | f.avoid.0;
-            Mask(mask.0 | f.waiting.0 | f.extra.0 | ended)
+            [f.waiting, f.extra, f.acked, f.nospace, f.avoid].into_iter().fold(mask, Mask::with)
         });
         let vacant = |index: &usize| {
             let member = &self.members[*index];

@@ -165,7 +165,7 @@ impl Engine {
         (flight.sent, flight.asked) = (now, now);
         flight.waiting = waiting;
         flight.extra = extra;
-        let targets = Mask(waiting.0 | extra.0);
+        let targets = waiting.with(extra);
         for index in targets.iter() {
             let Some(link) = self.members.get(index).and_then(Member::link_id) else { continue };
             // Only a seal may go out before the link is up; the rest is sent when it is.

@@ -84,7 +84,7 @@ impl Engine {
         len: u64,
         out: &mut Vec<Output>,
     ) {
-        let asked = Mask(Mask::one(target).0 | Mask::one(source).0);
+        let asked = Mask::one(target).with(Mask::one(source));
         self.start_job(Task::Copy { target, source, snapshot }, asked, offset, len, out);
     }
 

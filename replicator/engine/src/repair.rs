@@ -247,7 +247,7 @@ impl Engine {
         if index == repair.bad {
             return self.abandon_repair(id, out);
         }
-        if self.giver(Mask(repair.avoid.0 | Mask::one(index).0)).is_some() {
+        if self.giver(repair.avoid.with(Mask::one(index))).is_some() {
             return self.repair_elsewhere(id, index, out);
         }
         // Who could give it may come back: the block is found again. The bad one may be all that is

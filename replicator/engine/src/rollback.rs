@@ -18,7 +18,7 @@ impl Engine {
         flight.rolling_back = true;
         let Request::Write { offset, ref data, .. } = flight.request else {
             // Zeroing may cover more than can be put back: the smaller evil leaves instead.
-            if acked.0 & counting.0 == 0 {
+            if acked.common(counting).is_empty() {
                 for target in acked.iter() {
                     self.abandon_resync(target, out);
                 }
@@ -50,7 +50,7 @@ impl Engine {
         let here = self.mask_of(|m| m.counts() || matches!(m.standing, Standing::Syncing(_)));
         let Some(flight) = self.flights.get_mut(write) else { return };
         let Request::Write { offset, data: ref written, .. } = flight.request else { return };
-        let (to, era) = (Mask(flight.acked.0 & here.0), flight.era.unwrap_or(self.era));
+        let (to, era) = (flight.acked.common(here), flight.era.unwrap_or(self.era));
         match reply {
             Reply::Data { data, crc }
                 if data.len() == written.len() && crc32c(data.as_slice()) == crc =>

@@ -142,7 +142,7 @@ impl Engine {
                         slow.push(job);
                     }
                 } else if !flight.rolling_back {
-                    stuck.0 |= flight.extra.0;
+                    stuck = stuck.with(flight.extra);
                 }
             }
             if age < STUCK {
@@ -152,7 +152,7 @@ impl Engine {
             overdue |= foreground && age >= IO_TIMEOUT;
             let waits = flight.launched && !matches!(flight.purpose, Purpose::Seal);
             if waits && self.now.since(flight.asked.max(self.resumed)) >= STUCK {
-                stuck.0 |= flight.waiting.0 | flight.extra.0;
+                stuck = stuck.with(flight.waiting).with(flight.extra);
             }
         }
         if overdue {

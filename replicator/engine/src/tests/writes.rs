@@ -247,12 +247,20 @@ fn nonsense_is_refused() {
         BlockOp::Read { offset: 1, len: BLOCK as u32 },
         BlockOp::Read { offset: 0, len: 0 },
         BlockOp::Read { offset: 0, len: (1 << 20) + BLOCK as u32 },
+        BlockOp::Read { offset: super::world::SIZE - BLOCK, len: 2 * BLOCK as u32 },
         BlockOp::Discard { offset: super::world::SIZE, len: BLOCK },
         BlockOp::WriteZeroes { offset: u64::MAX - 4095, len: BLOCK, fua: false },
     ];
     for op in table {
         let id = world.io(slot, op.clone());
         assert_eq!(world.result(id), Some(Err(IoError::Invalid)), "{op:?}");
+    }
+    let largest = BlockOp::Read { offset: 0, len: 1 << 20 };
+    let last = BlockOp::Read { offset: super::world::SIZE - BLOCK, len: BLOCK as u32 };
+    for op in [largest, last] {
+        let id = world.io(slot, op.clone());
+        world.run(ms(20));
+        assert_eq!(world.result(id), Some(Ok(())), "{op:?}");
     }
 }
 

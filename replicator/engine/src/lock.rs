@@ -94,6 +94,7 @@ mod tests {
         assert!(lock.lock(0, 8, 1));
         assert!(lock.lock(20, 28, 2));
         assert!(!lock.lock(4, 24, 3));
+        assert!(lock.lock(30, 34, 5));
         assert!(!lock.lock(24, 30, 4));
         let mut ready = vec![];
         lock.unlock(20, 2, &mut ready);
@@ -104,6 +105,7 @@ mod tests {
         assert!(lock.lock(20, 28, 2));
         assert!(!lock.lock(20, 40, 3));
         assert!(!lock.lock(4, 20, 4));
+        assert!(lock.lock(40, 44, 5), "behind nobody");
         ready.clear();
         lock.unlock(0, 1, &mut ready);
         assert_eq!(ready, [4], "3 still waits for 2");

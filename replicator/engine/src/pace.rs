@@ -76,5 +76,9 @@ mod tests {
         pace.since = Instant(0);
         assert_eq!(run(&mut pace, 30, true), 1);
         assert_eq!(run(&mut pace, 2, true), MAX_WINDOW);
+        // Twice what is usual and the allowance are not too much.
+        run(&mut pace, 16, false);
+        pace.quiet = Duration::from_millis(16);
+        assert_eq!((run(&mut pace, 34, true), run(&mut pace, 35, true)), (MAX_WINDOW, 1));
     }
 }

@@ -22,7 +22,7 @@ fn fio(directory: &Path, more: &[&str]) -> Command {
     let mut fio = Command::new("fio");
     fio.args(["--name=verified", "--size=48m", "--rw=randwrite", "--bsrange=4k-32k"])
         .args(["--ioengine=libaio", "--iodepth=8", "--direct=1", "--fsync=32"])
-        .args(["--randseed=7", "--verify=crc32c", "--verify_fatal=1"])
+        .args(["--randseed=7", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0"])
         .arg(format!("--directory={}", directory.display()))
         .args(more);
     fio

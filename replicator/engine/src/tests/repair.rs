@@ -199,8 +199,12 @@ fn a_replica_under_repair_stays_when_the_one_that_gives_is_lost() {
 /// R15: what the network damages is not used, wherever it was wanted.
 #[test]
 fn what_arrives_damaged_is_asked_for_again() {
-    // A read.
-    let (mut world, slot) = written();
+    // A read, by an engine without a copy of its own: what never left the host is not checked again.
+    let mut world = World::new(7, 2, &[0, 1]);
+    let slot = world.attach(5, &[]);
+    world.run(ms(100));
+    world.write(slot, 7, 1, false);
+    world.run(ms(20));
     world.replicas[0].garbled = 1;
     let read = world.read(slot, 7);
     world.run(ms(3000));
@@ -222,7 +226,7 @@ fn what_arrives_damaged_is_asked_for_again() {
     world.replicas[0].blocks.insert(9, (1_000_000, 1));
     world.replicas[0].tags.insert(0, types::Tag { epoch: types::Epoch(1), era: types::Era(1) });
     world.replicas[0].garbled = 1;
-    world.attach(0, &[]);
+    world.attach(5, &[]);
     world.run(ms(10_000));
     assert_eq!((world.isr(), world.replicas[1].value(9)), (vec![0, 1], 1_000_000));
     assert_eq!(world.replicas[0].garbled, 0);

@@ -11,8 +11,8 @@ use crate::{
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 use types::{
-    BLOCK, BlockOp, BlockResult, Buf, ClusterId, EngineInstance, Epoch, Incarnation, Instant, IoId,
-    IsrVersion, NodeId, Process, ReplicaId, SnapshotId, VolumeId,
+    BLOCK, BlockOp, BlockResult, Buf, BufMut, ClusterId, EngineInstance, Epoch, Incarnation,
+    Instant, IoId, IsrVersion, NodeId, Process, ReplicaId, SnapshotId, VolumeId,
 };
 use wire::{Hello, Reply, Request};
 
@@ -508,11 +508,14 @@ impl World {
                     return;
                 }
                 let mut reply = here.execute(epoch, &request, &was, self.now);
-                if let Reply::Data { crc, .. } = &mut reply
+                if let Reply::Data { data, .. } = &mut reply
                     && here.garbled > 0
                 {
                     here.garbled -= 1;
-                    *crc ^= 1;
+                    let mut other = BufMut::zeroed(data.len());
+                    other.as_mut_slice().copy_from_slice(data.as_slice());
+                    other.as_mut_slice()[0] ^= 0x40;
+                    *data = other.freeze();
                 }
                 if let Some(count) = here.in_flight.get_mut(&key) {
                     *count -= 1;

@@ -104,10 +104,8 @@ impl Engine {
     /// R20: after a clean detach all are identical; otherwise one is the truth and the others are
     /// made so.
     fn choose_source(&mut self, sealed: Mask, out: &mut Vec<Output>) {
-        let whole = sealed
-            .iter()
-            .filter(|index| self.members[*index].info.is_some_and(|info| info.unbroken))
-            .fold(Mask::default(), |mask, index| mask.with(Mask::one(index)));
+        let unbroken = |m: &Member| m.info.is_some_and(|info| info.unbroken);
+        let whole = sealed.common(self.mask_of(unbroken));
         if self.config.resumed && whole.is_empty() {
             let reason = "poisoned (R10): every in-sync copy that could be reached may have lost \
                           writes that its user still relies on";

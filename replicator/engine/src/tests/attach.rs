@@ -140,11 +140,7 @@ fn a_stop_finishes_what_was_begun_without_the_member_that_it_loses() {
 /// R20: whether a target is in the ISR must be known before anything is called clean.
 #[test]
 fn a_stop_waits_for_a_grow_that_is_undecided() {
-    let mut world = World::new(9, 2, &[0]);
-    let slot = world.attach(0, &[]);
-    world.run(ms(8));
-    world.raft.mode = RaftMode::Unknown;
-    world.run(ms(800));
+    let (mut world, slot) = World::joining(RaftMode::Unknown, 800);
     assert_eq!(world.isr(), [0, 1]);
     world.write(slot, 3, 1, false);
     world.run(ms(20));

@@ -165,14 +165,21 @@ fn all_members_with_lost_writes_poison_the_device() {
     assert!(world.slots[slot].failed.is_some());
 }
 
+impl World {
+    /// A second copy is resynced and proposed, which Raft treats as `mode` says for `time` milliseconds.
+    pub(super) fn joining(mode: RaftMode, time: u64) -> (Self, usize) {
+        let mut world = Self::new(9, 2, &[0]);
+        let slot = world.attach(0, &[]);
+        world.run(ms(8));
+        world.raft.mode = mode;
+        world.run(ms(time));
+        (world, slot)
+    }
+}
+
 #[test]
 fn while_a_grow_is_undecided_the_target_counts() {
-    let mut world = World::new(9, 2, &[0]);
-    let slot = world.attach(0, &[]);
-    world.raft.mode = RaftMode::Normal;
-    world.run(ms(8));
-    world.raft.mode = RaftMode::Unknown;
-    world.run(ms(800));
+    let (mut world, slot) = World::joining(RaftMode::Unknown, 800);
     assert_eq!((world.isr(), world.slots[slot].resynced.as_slice()), (vec![0, 1], [1].as_slice()));
     world.silence(1, ms(60_000));
     let write = world.write(slot, 2, 1, false);
@@ -190,12 +197,7 @@ fn while_a_grow_is_undecided_the_target_counts() {
 #[test]
 fn a_target_has_a_write_before_the_next_one_on_its_range() {
     let mut world = World::new(9, 2, &[0]);
-    for block in 0..560 {
-        world.replicas[0].blocks.insert(block, (1_000_000 + block, 1));
-    }
-    for region in 0..3 {
-        world.replicas[0].tags.insert(region, types::Tag { epoch: types::Epoch(1), era: Era(1) });
-    }
+    (0..560).for_each(|block| world.replicas[0].had(block, 1_000_000 + block));
     world.replicas[1].stuck_until = world.now.after(ms(900));
     let slot = world.attach(0, &[]);
     world.run(ms(600));
@@ -230,11 +232,7 @@ fn a_change_that_is_not_made_is_asked_for_again_at_a_pace() {
 /// It may have missed something meanwhile, whatever the reason was.
 #[test]
 fn a_target_that_raft_refuses_is_resynced_again() {
-    let mut world = World::new(9, 2, &[0]);
-    let slot = world.attach(0, &[]);
-    world.run(ms(8));
-    world.raft.mode = RaftMode::Refused;
-    world.run(ms(5000));
+    let (mut world, slot) = World::joining(RaftMode::Refused, 5000);
     let (asked, resynced) = (world.raft.proposals, world.slots[slot].resynced.len() as u64);
     assert!(asked <= 10 && resynced >= 3 && resynced <= asked, "{asked} times, {resynced} resyncs");
     world.raft.mode = RaftMode::Normal;
@@ -246,12 +244,7 @@ fn a_target_that_raft_refuses_is_resynced_again() {
 #[test]
 fn news_of_the_members_do_not_hold_a_resync_up() {
     let mut world = World::new(9, 2, &[0]);
-    for block in 0..560 {
-        world.replicas[0].blocks.insert(block, (1_000_000 + block, 1));
-    }
-    for region in 0..3 {
-        world.replicas[0].tags.insert(region, types::Tag { epoch: types::Epoch(1), era: Era(1) });
-    }
+    (0..560).for_each(|block| world.replicas[0].had(block, 1_000_000 + block));
     let slot = world.attach(0, &[]);
     for _ in 0..1500 {
         world.run(ms(1));
@@ -294,9 +287,7 @@ fn the_odd_end_of_a_volume_is_resynced_and_compared() {
     for replica in &mut world.replicas {
         replica.size = end * types::BLOCK;
     }
-    world.replicas[0].blocks.insert(end - 1, (1_000_000, 1));
-    let tag = types::Tag { epoch: types::Epoch(1), era: Era(1) };
-    world.replicas[0].tags.insert(2, tag);
+    world.replicas[0].had(end - 1, 1_000_000);
     let slot = world.attach(0, &[]);
     world.run(ms(3000));
     assert_eq!((world.isr(), world.replicas[1].value(end - 1)), (vec![0, 1], 1_000_000));

@@ -223,8 +223,7 @@ fn what_arrives_damaged_is_asked_for_again() {
     world.assert_identical();
     // What a resync copies.
     let mut world = World::new(7, 2, &[0]);
-    world.replicas[0].blocks.insert(9, (1_000_000, 1));
-    world.replicas[0].tags.insert(0, types::Tag { epoch: types::Epoch(1), era: types::Era(1) });
+    world.replicas[0].had(9, 1_000_000);
     world.replicas[0].garbled = 1;
     world.attach(5, &[]);
     world.run(ms(10_000));

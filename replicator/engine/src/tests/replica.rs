@@ -119,6 +119,12 @@ impl Replica {
         self.durable.get(&block).map_or(0, |cell| cell.0)
     }
 
+    /// A block was written before the world began, under epoch 1.
+    pub(super) fn had(&mut self, block: u64, value: u64) {
+        self.blocks.insert(block, (value, 1));
+        self.tags.insert((block * BLOCK / REGION) as u32, Tag { epoch: Epoch(1), era: Era(1) });
+    }
+
     /// A block rots on the disk.
     pub(super) fn rot(&mut self, block: u64) {
         self.rotten.insert(block);

@@ -268,6 +268,22 @@ fn a_snapshot_does_not_hold_writes_behind_a_stuck_disk() {
     assert!(held_up > 0, "no disk was stuck while writes were held");
 }
 
+impl World {
+    /// These copies hold what the first snapshot holds.
+    fn assert_filled(&self, copies: &[usize]) {
+        let held = &self.committed[0].1;
+        for copy in copies {
+            for block in 0..SIZE / BLOCK {
+                assert_eq!(
+                    self.replicas[*copy].value(block),
+                    value_in(held, block),
+                    "block {block}"
+                );
+            }
+        }
+    }
+}
+
 fn source(world: &World, snapshot: SnapshotId) -> FillSource {
     let holder = |index: usize| FillHolder {
         replica: replica_id(index),
@@ -297,12 +313,7 @@ fn a_volume_is_filled_from_whoever_has_the_snapshot() {
     world.tell(slot, Input::Fill { ticket: 5, source });
     world.run(ms(3000));
     assert_eq!(world.slots[slot].filled, [Ok(())]);
-    let held = world.committed[0].1.clone();
-    for replica in &world.replicas {
-        for block in 0..SIZE / BLOCK {
-            assert_eq!(replica.value(block), value_in(&held, block), "block {block}");
-        }
-    }
+    world.assert_filled(&[0, 1]);
 }
 
 #[test]
@@ -320,10 +331,7 @@ fn only_what_is_allocated_is_read_for_filling() {
     world.tell(slot, Input::Fill { ticket: 5, source });
     world.run(ms(3000));
     assert_eq!(world.slots[slot].filled, [Ok(())]);
-    let held = world.committed[0].1.clone();
-    for block in 0..SIZE / BLOCK {
-        assert_eq!(world.replicas[1].value(block), value_in(&held, block), "block {block}");
-    }
+    world.assert_filled(&[0, 1]);
     let read: u64 = world.replicas.iter().map(|replica| replica.past_read).sum();
     assert_eq!(read, SIZE - REGION, "not the region in the middle");
 }
@@ -354,10 +362,7 @@ fn a_volume_is_full_when_it_is_said_to_be() {
         world.run(ms(1));
     }
     assert_eq!(world.slots[slot].filled, [Ok(())]);
-    let held = world.committed[0].1.clone();
-    for block in 0..SIZE / BLOCK {
-        assert_eq!(world.replicas[1].value(block), value_in(&held, block), "block {block}");
-    }
+    world.assert_filled(&[0, 1]);
 }
 
 #[test]
@@ -371,10 +376,7 @@ fn what_arrives_damaged_is_not_filled_in() {
         (world.slots[slot].filled.as_slice(), world.replicas[0].garbled),
         ([Ok(())].as_slice(), 0)
     );
-    let held = world.committed[0].1.clone();
-    for block in 0..SIZE / BLOCK {
-        assert_eq!(world.replicas[1].value(block), value_in(&held, block), "block {block}");
-    }
+    world.assert_filled(&[0, 1]);
 }
 
 #[test]
@@ -392,10 +394,7 @@ fn filling_goes_on_from_another_holder() {
         }
         world.run(ms(time));
         assert_eq!(world.slots[slot].filled, [Ok(())]);
-        let held = world.committed[0].1.clone();
-        for block in 0..SIZE / BLOCK {
-            assert_eq!(world.replicas[1].value(block), value_in(&held, block), "block {block}");
-        }
+        world.assert_filled(&[1]);
     }
 }
 

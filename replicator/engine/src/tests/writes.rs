@@ -2,7 +2,7 @@
 
 use super::attach::ms;
 use super::world::{RaftMode, World};
-use types::{BLOCK, BlockOp, Epoch, Era, IoError, Tag};
+use types::{BLOCK, BlockOp, IoError};
 
 #[test]
 fn a_write_is_acknowledged_when_every_member_has_it() {
@@ -170,8 +170,7 @@ fn a_full_pool_that_cannot_be_read_is_resynced() {
 #[test]
 fn a_full_pool_of_a_target_ends_its_resync_only() {
     let mut world = World::new(3, 2, &[0]);
-    world.replicas[0].blocks.insert(100, (1_000_000, 1));
-    world.replicas[0].tags.insert(0, Tag { epoch: Epoch(1), era: Era(1) });
+    world.replicas[0].had(100, 1_000_000);
     world.replicas[1].full = true;
     let slot = world.attach(0, &[]);
     world.run(ms(1000));
@@ -219,8 +218,7 @@ fn a_write_error_removes_the_replica_for_good() {
 #[test]
 fn a_write_error_of_a_resync_removes_its_target_for_good() {
     let mut world = World::new(3, 2, &[0]);
-    world.replicas[0].blocks.insert(100, (1_000_000, 1));
-    world.replicas[0].tags.insert(0, Tag { epoch: Epoch(1), era: Era(1) });
+    world.replicas[0].had(100, 1_000_000);
     world.replicas[1].write_errors = true;
     let slot = world.attach(0, &[]);
     world.run(ms(3000));

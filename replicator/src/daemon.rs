@@ -110,13 +110,9 @@ pub async fn serve(config: Config, stopped: watch::Receiver<bool>) -> Result<(),
         },
         send,
     )?;
-    let state = meta.state();
-    // A pool that holds replicas cannot be swapped for another (R11).
-    let expected_pool = state
-        .replicas_on(config.node)
-        .next()
-        .and_then(|_| state.nodes.get(&config.node)?.pool)
-        .map(|pool| pool.id);
+    // A pool that holds replicas cannot be swapped for another (R11). This state may be behind: see
+    // `control::reconcile::swapped`.
+    let expected_pool = policy::pool::expected(&meta.state(), config.node);
     let (data, data_events, data_thread) = data::start(DataConfig {
         pool: config.pool.clone(),
         cluster: config.cluster,

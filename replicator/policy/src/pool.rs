@@ -5,6 +5,10 @@
 //! lost, and is left alone. Such an orphan that is empty and was never sealed (made from a state that
 //! was behind) is deleted once the leader has answered that there is no such replica.
 //!
+//! Nothing is done in another pool than the one that the replicas were meant for (R11). A daemon that starts
+//! with a state that is behind may open such a pool: what it made there would be a second copy under an id and
+//! incarnation that the right pool has, too, and when that came back it would be taken for the first.
+//!
 //! The same for snapshots of a replica: dropped where the record says so, and also where there is no
 //! record (of an attempt that was aborted, or of one that was deleted while this copy was made), once the
 //! leader has answered that there is none. One whose record is ready although this replica is no holder
@@ -18,7 +22,7 @@ use metadata::{
 };
 use std::collections::BTreeMap;
 use store::{Admin, ReplicaInfo};
-use types::{Epoch, Incarnation, IsrVersion, NodeId, ReplicaId, SnapshotId, VolumeId};
+use types::{Epoch, Incarnation, IsrVersion, NodeId, PoolId, ReplicaId, SnapshotId, VolumeId};
 
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,9 +160,20 @@ impl Task {
     }
 }
 
-/// What node `here`, whose pool holds `present`, has to do.
+/// The pool that node `here` must have: the one that holds its replicas (R11). Nothing if it has none;
+/// then its pool may be another one than before.
 #[must_use]
-pub fn plan(state: &State, here: NodeId, present: &[ReplicaInfo]) -> Vec<Task> {
+pub fn expected(state: &State, here: NodeId) -> Option<PoolId> {
+    state.replicas_on(here).next()?;
+    Some(state.nodes.get(&here)?.pool?.id)
+}
+
+/// What node `here`, whose pool is `pool` and holds `present`, has to do.
+#[must_use]
+pub fn plan(state: &State, here: NodeId, pool: PoolId, present: &[ReplicaInfo]) -> Vec<Task> {
+    if expected(state, here).is_some_and(|expected| expected != pool) {
+        return Vec::new();
+    }
     let task = |(volume, record): (&metadata::Volume, &metadata::Replica)| {
         let replica = record.replica;
         if volume.lifecycle == Lifecycle::Deleting || record.state == ReplicaState::Deleting {

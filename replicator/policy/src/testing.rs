@@ -28,16 +28,18 @@ pub(crate) fn snapshot(number: u64) -> SnapshotId {
     SnapshotId(Uuid::from_u128(0x600 + u128::from(number)))
 }
 
+/// The pool of `node`.
+pub(crate) fn pool(node: u64) -> PoolId {
+    PoolId(Uuid::from_u128(0x300 + u128::from(node)))
+}
+
 pub(crate) fn info(node: u64) -> NodeInfo {
     NodeInfo {
         node: NodeId(node),
         name: format!("n{node}"),
         control_address: format!("10.0.0.{node}:7420"),
         data_address: format!("10.0.0.{node}:7421"),
-        pool: Some(PoolInfo {
-            id: PoolId(Uuid::from_u128(0x300 + u128::from(node))),
-            bytes: 10 << 30,
-        }),
+        pool: Some(PoolInfo { id: pool(node), bytes: 10 << 30 }),
         class: Some(PoolClass::Medium),
         zone: None,
         boot: BootId(Uuid::from_u128(0x400)),

@@ -48,7 +48,7 @@ use tonic::Status;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 use transport::{Sender, Transport};
-use types::{BootId, EngineInstance, Incarnation, NodeId, Process, ReplicaId};
+use types::{BootId, EngineInstance, Incarnation, NodeId, PoolId, Process, ReplicaId};
 use uuid::Uuid;
 
 /// Pings of the server on idle connections, and how long they may stay unanswered: dead clients
@@ -177,6 +177,16 @@ pub enum RunError {
     /// The data thread is gone, and with it everything this node serves.
     #[error("the data thread ended unexpectedly")]
     DataEnded,
+    /// Another pool than the one that holds this node's replicas (R11).
+    #[error(
+        "the pool is {found}, but this node's replicas are in pool {expected}: give it that one back, or replace the node"
+    )]
+    PoolSwapped {
+        /// The pool in metadata.
+        expected: PoolId,
+        /// The pool that this daemon opened.
+        found: PoolId,
+    },
     /// Raft is gone: without it this node may not serve.
     #[error("metadata failed: {0}")]
     MetaEnded(String),
@@ -258,6 +268,9 @@ pub async fn run(parts: Parts, stop: watch::Receiver<bool>) -> Result<(), RunErr
     let result = tokio::select! {
         result = &mut serving => result.map_err(RunError::from),
         () = &mut data_ended => Err(RunError::DataEnded),
+        expected = reconcile::swapped(&node) => {
+            Err(RunError::PoolSwapped { expected, found: node.pool.id })
+        }
         reason = node.meta.stopped() => {
             Err(RunError::MetaEnded(reason.map_or_else(|| "it ended".to_owned(), |r| r.to_string())))
         }

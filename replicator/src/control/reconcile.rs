@@ -6,9 +6,10 @@ use super::status::CommandError;
 use super::steps::{Ended, Steps};
 use crate::data::DataError;
 use core::time::Duration;
-use policy::pool::{Report, Task, orphans, plan};
+use policy::pool::{Report, Task, expected, orphans, plan};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use types::PoolId;
 
 /// How long a report may take before it is tried again.
 const REPORT: Duration = Duration::from_secs(5);
@@ -32,7 +33,7 @@ pub(super) async fn run(node: Arc<Node>) {
                 tracing::warn!(node = %node.config.node, %volume, %replica, bytes, "the pool holds a replica that the metadata do not know; it is left alone");
             }
         }
-        for task in plan(&node.meta.state(), node.config.node, &present) {
+        for task in plan(&node.meta.state(), node.config.node, node.pool.id, &present) {
             let node = Arc::clone(&node);
             steps.begin(task.replica(), move || async move { carry_out(&node, task).await });
         }
@@ -40,6 +41,23 @@ pub(super) async fn run(node: Arc<Node>) {
             changed = applied.changed() => if changed.is_err() { return },
             () = steps.progress() => {}
             () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+/// Returns the pool that holds this node's replicas once the state says that it is another one than
+/// ours (R11): the state that the daemon started with was behind.
+pub(super) async fn swapped(node: &Node) -> PoolId {
+    let mut applied = node.meta.watch();
+    loop {
+        applied.borrow_and_update();
+        let expected = expected(&node.meta.state(), node.config.node);
+        if let Some(other) = expected.filter(|expected| *expected != node.pool.id) {
+            return other;
+        }
+        if applied.changed().await.is_err() {
+            // Raft is gone: whoever waits for that ends the daemon.
+            return core::future::pending().await;
         }
     }
 }

@@ -9,7 +9,7 @@ use metadata::Limits;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use store::{Admin, PoolStats, ReplicaInfo};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -18,11 +18,24 @@ use types::{ReplicaId, SnapshotId, VolumeId};
 use wire::{Hello, SealInfo};
 
 /// Sends commands to the data thread; cheap to clone. Every call answers [`DataError::Ended`] once
-/// the thread is gone.
+/// the thread is gone. The thread ends with the last one.
 #[derive(Clone, Debug)]
-pub struct DataHandle {
+pub struct DataHandle(Arc<Line>);
+
+/// Dropped in this order: the thread wakes up when there is nobody left who could send.
+#[derive(Debug)]
+struct Line {
     commands: mpsc::Sender<Command>,
-    waker: Waker,
+    waker: LastWake,
+}
+
+#[derive(Debug)]
+struct LastWake(Waker);
+
+impl Drop for LastWake {
+    fn drop(&mut self) {
+        self.0.wake();
+    }
 }
 
 /// Opens the pool, recovers it and starts the thread.
@@ -41,14 +54,15 @@ pub fn start(
         .spawn(move || thread::main(config, inbox, events, &ready))
         .map_err(|source| PoolError::Setup { what: "data thread", source })?;
     let waker = started.recv().map_err(|_| PoolError::Ended)??;
-    Ok((DataHandle { commands, waker }, outbox, join))
+    let line = Line { commands, waker: LastWake(waker) };
+    Ok((DataHandle(Arc::new(line)), outbox, join))
 }
 
 impl DataHandle {
     fn send(&self, command: Command) {
         // A failed send drops the command and with it its answer: the caller sees `Ended`.
-        if self.commands.send(command).is_ok() {
-            self.waker.wake();
+        if self.0.commands.send(command).is_ok() {
+            self.0.waker.0.wake();
         }
     }
 

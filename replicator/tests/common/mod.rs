@@ -5,8 +5,9 @@ pub mod bed;
 pub mod nbd;
 
 use client::Client;
-use replicator::config::{PeerSetting, Settings};
-use replicator::{daemon, data};
+use replicator::config::{Config, PeerSetting, Settings};
+use replicator::daemon::{self, DaemonError};
+use replicator::data;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,6 +21,19 @@ use uuid::Uuid;
 
 /// Generous: the machine may be busy with other tests.
 pub const PATIENCE: Duration = Duration::from_secs(40);
+
+/// Serves; a former run that was killed may hold its locks and ports for a moment.
+pub async fn serve(config: Config, stopped: watch::Receiver<bool>) -> Result<(), DaemonError> {
+    let begin = Instant::now();
+    loop {
+        match daemon::serve(config.clone(), stopped.clone()).await {
+            Err(error) if error.to_string().contains("in use") && begin.elapsed() < PATIENCE => {
+                sleep(Duration::from_millis(50)).await;
+            }
+            result => return result,
+        }
+    }
+}
 
 /// A daemon of a [`Cluster`].
 pub struct Node {
@@ -35,12 +49,8 @@ impl Node {
         let (stop, stopped) = watch::channel(false);
         let config = self.settings.clone().check().unwrap();
         let task = runtime.spawn(async move {
-            // A former run that was killed may hold its locks and ports for a moment.
-            let begin = Instant::now();
-            while let Err(error) = daemon::serve(config.clone(), stopped.clone()).await {
-                let taken = error.to_string().contains("in use");
-                assert!(taken && begin.elapsed() < PATIENCE, "{error}");
-                sleep(Duration::from_millis(50)).await;
+            if let Err(error) = serve(config, stopped).await {
+                panic!("{error}");
             }
         });
         self.running = Some((runtime, task, stop));
@@ -77,7 +87,7 @@ impl Drop for Node {
 /// Three daemons in one process, and more if added.
 pub struct Cluster {
     pub nodes: Vec<Node>,
-    id: String,
+    pub id: String,
     /// The initial voters.
     peers: Vec<PeerSetting>,
     directory: TempDir,

@@ -1,11 +1,16 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::testing::{Cluster, VOLUME, incarnation, replica, snapshot};
+use crate::testing::{Cluster, VOLUME, incarnation, pool, replica, snapshot};
 use metadata::Command;
 use types::{Epoch, Tag};
 
 const HERE: NodeId = NodeId(1);
+
+/// In the node's own pool.
+fn plan(state: &State, here: NodeId, present: &[ReplicaInfo]) -> Vec<Task> {
+    super::plan(state, here, pool(here.0), present)
+}
 
 fn present() -> ReplicaInfo {
     ReplicaInfo {
@@ -53,6 +58,22 @@ fn a_ready_replica_must_be_there_as_recorded() {
     assert_eq!(plan(state, HERE, &[other]), failure("the pool holds another incarnation"));
     let broken = ReplicaInfo { failed: Some("EIO".to_owned()), ..present() };
     assert_eq!(plan(state, HERE, &[broken]), failure("EIO"));
+}
+
+/// R11: what is made in a pool that stands in for the right one would be taken for it later, and what is
+/// missing there is not lost.
+#[test]
+fn nothing_is_done_in_another_pool() {
+    let mut cluster = Cluster::new();
+    assert_eq!(expected(&cluster.state, HERE), None, "any pool will do");
+    cluster.create(&[1, 2]);
+    assert_eq!(expected(&cluster.state, HERE), Some(pool(1)));
+    assert_eq!(expected(&cluster.state, NodeId(3)), None);
+    assert_eq!(super::plan(&cluster.state, HERE, pool(9), &[]), [], "it is to be made");
+    let mut cluster = Cluster::new();
+    cluster.volume(&[1, 2]);
+    assert_eq!(super::plan(&cluster.state, HERE, pool(9), &[]), [], "it should be there");
+    assert_eq!(super::plan(&cluster.state, HERE, pool(9), &[present()]), []);
 }
 
 #[test]

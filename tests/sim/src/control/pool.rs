@@ -2,10 +2,11 @@
 
 use super::Ended;
 use super::propose::{After, is_done};
+use crate::node::Death;
 use crate::world::World;
 use core::time::Duration;
 use metadata::Outcome;
-use policy::pool::{Report, Task, plan};
+use policy::pool::{Report, Task, expected, plan};
 use store::StoreError;
 use types::ReplicaId;
 
@@ -16,12 +17,20 @@ impl World {
         let now = self.local(n);
         let here = self.nodes[n].id;
         let Some(process) = &mut self.nodes[n].process else { return };
+        let pool = process.data.store.stats().pool;
+        if expected(process.meta.state(), here).is_some_and(|expected| expected != pool) {
+            // `control::reconcile::swapped`: the state that the daemon started with was behind.
+            self.note(|| format!("node {}: its replicas are in another pool", n + 1));
+            self.kill(n, Death::Kill);
+            return self.restart_later(n);
+        }
+        let Some(process) = &mut self.nodes[n].process else { return };
         let present = process.data.store.replicas();
         if present.is_empty() && process.meta.state().replicas_on(here).next().is_none() {
             return;
         }
         let mut due = Vec::new();
-        for task in plan(process.meta.state(), here, &present) {
+        for task in plan(process.meta.state(), here, pool, &present) {
             if process.control.pool_steps.begin(task.replica(), now) {
                 due.push(task);
             }

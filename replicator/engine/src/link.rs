@@ -181,6 +181,11 @@ impl Engine {
         self.mask_of(Member::counts)
     }
 
+    /// Those of them that can be reached and have nothing against them.
+    pub(crate) fn in_order(&self) -> Mask {
+        self.mask_of(|m| m.counts() && m.is_up() && !m.unfit && !m.broken)
+    }
+
     pub(crate) fn mask_of(&self, wanted: impl Fn(&Member) -> bool) -> Mask {
         let mut mask = Mask::default();
         for (index, member) in self.members.iter().enumerate() {

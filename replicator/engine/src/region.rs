@@ -7,6 +7,7 @@ use crate::flight::{Mask, Purpose};
 use crate::member::Member;
 use crate::repair::{Awaited, Repair, is_unreadable};
 use crate::scrub::is_background;
+use types::plant::{Bug, planted};
 use types::{HASH_BLOCK, MAX_IO, REGION, SnapshotId, crc32c};
 use wire::{Reply, Request, WireError};
 
@@ -160,10 +161,14 @@ impl Engine {
             }
             Reply::Done => {
                 let Task::Copy { target, .. } = job.task else { return };
-                if let Some((_, len)) = job.todo.pop() {
-                    self.members[target].progress.copied += len;
+                match job.todo.pop() {
+                    Some((_, len)) => {
+                        self.members[target].progress.copied += len;
+                        self.copy_next(id, out);
+                    }
+                    // It was marked.
+                    None => self.end_job(id, out),
                 }
-                self.copy_next(id, out);
             }
             _ => self.region_failed(id, out),
         }
@@ -236,10 +241,11 @@ impl Engine {
                 }
                 self.end_job(id, out);
             }
-            Task::Copy { .. } => {
-                let end = job.offset + job.len;
+            Task::Copy { target, snapshot, .. } => {
+                let (offset, len) = range;
+                let end = offset + len;
                 for block in different {
-                    let start = job.offset + block as u64 * HASH_BLOCK;
+                    let start = offset + block as u64 * HASH_BLOCK;
                     let len = HASH_BLOCK.min(end - start);
                     match job.todo.last_mut() {
                         Some((s, l)) if *s + *l == start && *l + len <= MAX_IO => *l += len,
@@ -247,7 +253,14 @@ impl Engine {
                     }
                 }
                 job.todo.reverse();
-                self.copy_next(id, out);
+                if job.todo.is_empty() && snapshot.is_none() && !planted(Bug::EqualUntagged) {
+                    // What the source has written since somebody left is here, under an older tag.
+                    let request = Request::Mark { offset, len, era: self.era };
+                    let purpose = Purpose::Region { job: id };
+                    self.send_internal(purpose, request, Mask::one(target), out);
+                } else {
+                    self.copy_next(id, out);
+                }
             }
         }
     }

@@ -143,8 +143,6 @@ impl Engine {
         // target only: the lower seal counts.
         let above = if planted(Bug::DirtySinceAttach) {
             Tag { epoch: self.config.epoch, era: Era(0) }
-        } else if planted(Bug::TargetSealOnly) {
-            of_target
         } else {
             of_source.min(of_target)
         };

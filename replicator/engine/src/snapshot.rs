@@ -80,9 +80,12 @@ impl Engine {
             return self.abort_snapshot("the volume is not active any more", out);
         }
         let counting = self.counting();
-        let up = self.mask_of(|member| member.counts() && member.is_up() && !member.unfit);
         match step {
-            Step::Sealing if self.era_is_sealed() && self.proposal.is_none() && up == counting => {
+            Step::Sealing
+                if self.era_is_sealed()
+                    && self.proposal.is_none()
+                    && counting == self.in_order() =>
+            {
                 self.hold(out);
             }
             Step::Sealing if waited > READY => {

@@ -43,6 +43,12 @@ pub(crate) enum OpKind {
         len: u64,
         tag: Tag,
     },
+    /// Tags that wait for their record.
+    Mark {
+        offset: u64,
+        len: u64,
+        tag: Tag,
+    },
     Read {
         offset: u64,
         data: ReadData,

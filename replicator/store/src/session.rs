@@ -167,6 +167,9 @@ impl Store {
             Request::Discard { offset, len, era } | Request::WriteZeroes { offset, len, era } => {
                 self.zeroes(id, seq, (offset, len), tag(era), out);
             }
+            Request::Mark { offset, len, era } => {
+                self.mark(id, seq, (offset, len), tag(era), out);
+            }
             Request::Read { offset, len } => self.read(id, seq, None, offset, len, out),
             Request::Hash { offset, len } => self.hash(id, seq, None, offset, len, out),
             Request::ReadSnapshot { snapshot, offset, len } => {

@@ -327,6 +327,7 @@ impl Store {
                     self.finish(key, Reply::Done, out);
                 }
             }
+            OpKind::Mark { .. } => self.start_mark(key, out),
             OpKind::Read { .. } => self.finish_read(key, out),
             OpKind::Hash { .. } => self.continue_hash(key, out),
             OpKind::Flush if op.record > self.log.durable() => {
@@ -437,6 +438,13 @@ impl Store {
                 retired: replica.retired,
             })
             .collect()
+    }
+
+    /// The tag of a region of a replica (R17); nothing if there is no such replica. For checkers.
+    #[must_use]
+    pub fn tag(&self, replica: ReplicaId, region: u32) -> Option<types::Tag> {
+        let state = self.state.replicas.get(self.by_id.get(&replica)?)?;
+        Some(state.tag(crate::layout::Region(region)))
     }
 
     /// Where a block of a replica, or of a snapshot of it, lies in the pool: `None` if there is no such block here,

@@ -139,6 +139,38 @@ impl Store {
         replica.undurable_tags.last(first..end, durable)
     }
 
+    /// Tags what a resync found to need no copy.
+    pub(crate) fn mark(
+        &mut self,
+        id: SessionId,
+        seq: u64,
+        (offset, len): (u64, u64),
+        tag: Tag,
+        out: &mut Vec<Output>,
+    ) {
+        let state = &self.state.replicas[&self.sessions[&id].replica];
+        if !in_bounds(offset, len, state.size) {
+            return self.invalid(id, seq, "offset or length of a mark", out);
+        }
+        if tag <= state.last_sealed {
+            return self.invalid(id, seq, "a mark of a sealed era", out);
+        }
+        if let Some(key) = self.op(id, seq, OpKind::Mark { offset, len, tag }) {
+            self.start_mark(key, out);
+        }
+    }
+
+    pub(crate) fn start_mark(&mut self, key: Key, out: &mut Vec<Output>) {
+        let Some(op) = self.ops.get(key) else { return };
+        let OpKind::Mark { offset, len, tag } = op.kind else { return };
+        let (first, last) = ((offset / REGION) as u32, ((offset + len - 1) / REGION) as u32);
+        let gate = self.tag_regions(op.replica, first, last + 1, tag);
+        if gate > self.log.durable() {
+            return self.when_durable(gate, Wake::Op(key));
+        }
+        self.finish(key, Reply::Done, out);
+    }
+
     /// Whether `missing` slots may be taken now. If not, the write waits for zeroed ones, or is
     /// refused because there are none left at all.
     pub(crate) fn reserve(&mut self, key: Key, missing: u32, out: &mut Vec<Output>) -> bool {

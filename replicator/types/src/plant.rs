@@ -22,8 +22,10 @@ pub enum Bug {
     NoIntervalLock,
     /// The resync set is what was written in this epoch, not since the last seal (R19).
     DirtySinceAttach,
-    /// The resync set goes by the target's last seal alone (R19, see decision 7).
-    TargetSealOnly,
+    /// An era is sealed on whom it reaches, although Raft counts others too (R18).
+    SealEraAlone,
+    /// What a resync found to be equal keeps its older tag on the target (R19).
+    EqualUntagged,
     /// The resync set is what the source wrote, not what the target wrote (R19).
     SourceTagsOnly,
     /// A member that comes back on another boot stays in the ISR (R9).
@@ -96,7 +98,8 @@ impl Bug {
         (Self::ReadFromTarget, "read-from-target"),
         (Self::NoIntervalLock, "no-interval-lock"),
         (Self::DirtySinceAttach, "dirty-since-attach"),
-        (Self::TargetSealOnly, "target-seal-only"),
+        (Self::SealEraAlone, "seal-era-alone"),
+        (Self::EqualUntagged, "equal-untagged"),
         (Self::SourceTagsOnly, "source-tags-only"),
         (Self::KeepIsrAfterReboot, "keep-isr-after-reboot"),
         (Self::JoinWithoutFlush, "join-without-flush"),

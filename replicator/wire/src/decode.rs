@@ -224,7 +224,7 @@ fn decode(fields: &Fields, payload: Buf) -> Result<Frame, DecodeError> {
     }
     match fields.kind {
         kind::HELLO => decode_hello(fields, payload.as_slice()).map(Frame::Hello),
-        kind::SEAL..=kind::ALLOCATED => {
+        kind::SEAL..=kind::MARK => {
             if fields.seq == 0 {
                 return Err(refuse(fields, "seq", 0, "1 or more"));
             }
@@ -233,7 +233,7 @@ fn decode(fields: &Fields, payload: Buf) -> Result<Frame, DecodeError> {
         kind::SEALED..=kind::HELD => {
             Ok(Frame::Reply { seq: fields.seq, reply: decode_reply(fields, payload)? })
         }
-        other => Err(refuse(fields, "kind", u64::from(other), "1 to 17, 64 to 70")),
+        other => Err(refuse(fields, "kind", u64::from(other), "1 to 18, 64 to 70")),
     }
 }
 
@@ -273,6 +273,7 @@ fn decode_request(fields: &Fields, payload: Buf) -> Result<Request, DecodeError>
         kind::FLUSH => Request::Flush,
         kind::DISCARD => Request::Discard { offset: fields.a, len: fields.b, era },
         kind::WRITE_ZEROES => Request::WriteZeroes { offset: fields.a, len: fields.b, era },
+        kind::MARK => Request::Mark { offset: fields.a, len: fields.b, era },
         kind::PING => Request::Ping,
         kind::SEAL_ERA => Request::SealEra { era },
         kind::TAGS => Request::Tags {

@@ -52,6 +52,7 @@ pub(crate) mod kind {
     pub const READ_SNAPSHOT: u8 = 15;
     pub const HASH_SNAPSHOT: u8 = 16;
     pub const ALLOCATED: u8 = 17;
+    pub const MARK: u8 = 18;
     pub const SEALED: u8 = 64;
     pub const DONE: u8 = 65;
     pub const DATA: u8 = 66;
@@ -201,6 +202,9 @@ fn encode_request(request: &Request) -> (Fields, Option<Buf>) {
         }
         Request::WriteZeroes { offset, len, era } => {
             (Fields { kind: kind::WRITE_ZEROES, a: *offset, b: *len, era: era.0, ..none }, None)
+        }
+        Request::Mark { offset, len, era } => {
+            (Fields { kind: kind::MARK, a: *offset, b: *len, era: era.0, ..none }, None)
         }
         Request::Ping => (Fields { kind: kind::PING, ..none }, None),
         Request::SealEra { era } => (Fields { kind: kind::SEAL_ERA, era: era.0, ..none }, None),

@@ -88,6 +88,16 @@ pub enum Request {
         /// Era of the write.
         era: Era,
     },
+    /// Tag the regions of a range as written in `era` (R17), durably. For a resync target that already holds what
+    /// a source has written there since: who left before that would not be compared with it otherwise (R19).
+    Mark {
+        /// Bytes from the start of the volume.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// Era of the tag.
+        era: Era,
+    },
     /// Nothing but a reply, which renews the lease (R8).
     Ping,
     /// Era `era` of the session's epoch is complete and synced on every ISR member: remember it

@@ -22,6 +22,7 @@ fn frames() -> Vec<Frame> {
         Request::Flush,
         Request::Discard { offset: 0, len: 1 << 20, era },
         Request::WriteZeroes { offset: 0, len: 4096, era },
+        Request::Mark { offset: 0, len: 1 << 20, era },
         Request::Ping,
         Request::SealEra { era },
         Request::Tags { above, first: 7 },

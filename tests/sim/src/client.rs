@@ -12,7 +12,9 @@ use crate::plan::Moment as PlanMoment;
 use crate::world::{Event, World};
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
-use types::{BLOCK, BlockOp, BlockResult, EngineInstance, Epoch, Instant, IoError, IoId, VolumeId};
+use types::{
+    BLOCK, BlockOp, BlockResult, EngineInstance, Epoch, Instant, IoError, IoId, REGION, VolumeId,
+};
 
 /// Beyond the time that R4 states: two ticks of an engine's timer.
 const SLACK: Duration = Duration::from_millis(1500);
@@ -23,6 +25,7 @@ const QUICK: Time = 120 * MS;
 const LONGEST: Time = 4 * SEC;
 /// A device whose daemon is away this long is ended (`device_grace_seconds`).
 const GRACE: Time = 30 * SEC;
+const REGION_BLOCKS: u32 = (REGION / BLOCK) as u32;
 
 /// Where a consumer is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -269,9 +272,10 @@ impl World {
             84..94 => (Kind::Flush { began: self.checks.blocks[volume].tick() }, BlockOp::Flush),
             94..97 => (write(false), BlockOp::Discard { offset, len }),
             97 | 99.. => {
-                // A whole slot or several: they are given back.
-                let block = block / 64 * 64;
-                let count = 64.min(self.operator.blocks(volume) - block);
+                // Whole slots: they are given back. All of a region, so that it is as new.
+                let unit = if self.rng.chance(50) { REGION_BLOCKS } else { 64 };
+                let block = block / unit * unit;
+                let count = unit.min(self.operator.blocks(volume) - block);
                 let (offset, len) = (u64::from(block) * BLOCK, u64::from(count) * BLOCK);
                 (Kind::Write { block, count, fua: false }, BlockOp::Discard { offset, len })
             }
@@ -340,6 +344,11 @@ impl World {
                 let now = self.checks.blocks[volume].newest();
                 if let Some(text) = epochs::wrong(asked, epoch, op.newest, now) {
                     return self.violation(format!("{text} (volume {volume}, node {})", n + 1));
+                }
+                if self.checks.isr.is_poisoned(self.checks.volumes[volume], epoch) {
+                    return self.violation(format!(
+                        "isr: epoch {epoch} serves volume {volume} to whom acknowledged writes were lost (R10)"
+                    ));
                 }
                 self.clients[client].served += 1;
                 if asked == Asked::Change {

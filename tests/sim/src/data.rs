@@ -1,6 +1,9 @@
 //! The data thread of a node, as `replicator/src/data` has it: the same state machines, the same
 //! queue of work between them, with simulated disks, connections and consumers instead of a ring.
 
+mod seal;
+
+use crate::check::eras::Eras;
 use crate::clock::Time;
 use crate::disk::DiskOp;
 use crate::net::{ConnId, Item, Purpose};
@@ -12,10 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use store::{Input as StoreInput, Output as StoreOutput, SessionId, Store};
 use types::{BlockResult, Epoch, Instant, IoError, IoId, ReplicaId, SnapshotId, VolumeId};
-use wire::{Frame, Hello, Reply, Request, Role, SealInfo, WireError};
-
-/// A seal without an engine is given up after this.
-const SEAL_TIMEOUT: core::time::Duration = core::time::Duration::from_secs(6);
+use wire::{Frame, Hello, Reply, Request, WireError};
 
 /// An input for a state machine; worked off in order.
 #[derive(Debug)]
@@ -50,6 +50,8 @@ pub struct Attached {
     links: BTreeMap<LinkId, LinkEnd>,
     /// Whom a link leads to.
     replicas: BTreeMap<LinkId, ReplicaId>,
+    /// What was sent and answered, for the checker.
+    pub eras: Eras,
     tick: Option<Instant>,
 }
 
@@ -453,8 +455,8 @@ impl World {
             return false;
         }
         let engine = Engine::new(config);
-        let (links, replicas) = (BTreeMap::new(), BTreeMap::new());
-        data.volumes.insert(id, Attached { engine, epoch, links, replicas, tick: None });
+        let (links, replicas, eras) = (BTreeMap::new(), BTreeMap::new(), Eras::default());
+        data.volumes.insert(id, Attached { engine, epoch, links, replicas, eras, tick: None });
         self.data_input(n, Work::Engine(id, EngineInput::Start));
         true
     }
@@ -468,6 +470,11 @@ impl World {
             }
             return;
         };
+        if let EngineInput::Reply { link, seq, reply } = &input
+            && let Some(replica) = volume.replicas.get(link)
+        {
+            volume.eras.answered(*link, *replica, *seq, reply);
+        }
         let mut outputs = std::mem::take(&mut data.engine_outputs);
         volume.engine.step(now, input, &mut outputs);
         volume.tick = match (volume.tick, volume.engine.next_timer()) {
@@ -498,14 +505,21 @@ impl World {
             }
             EngineOutput::Send { link, seq, request } => {
                 let end = volume.links.get(&link).copied();
+                volume.eras.sent(link, seq, &request);
                 if matches!(request, Request::Read { .. })
                     && let Some(replica) = volume.replicas.get(&link).copied()
                 {
                     self.check_source(n, id, epoch, replica);
                 }
                 match request {
-                    Request::SealEra { .. } => self.moment(Moment::EraSealing),
-                    Request::Close { clean: true } => self.moment(Moment::Closing),
+                    Request::SealEra { era } => {
+                        self.check_era(n, id, epoch, era);
+                        self.moment(Moment::EraSealing);
+                    }
+                    Request::Close { clean: true } => {
+                        self.moment(Moment::Closing);
+                        self.synced_for_stop(id, epoch);
+                    }
                     _ => {}
                 }
                 match end {
@@ -519,6 +533,7 @@ impl World {
             }
             EngineOutput::Disconnect { link } => {
                 volume.replicas.remove(&link);
+                volume.eras.closed(link);
                 match volume.links.remove(&link) {
                     Some(LinkEnd::Local(session)) => self.end_session(n, session),
                     Some(LinkEnd::Remote(conn)) => self.close_conn(conn, 0),
@@ -577,13 +592,17 @@ impl World {
         }
         let epoch = volume.epoch;
         self.note(|| format!("node {} epoch {epoch}: engine stopped, clean: {clean}", n + 1));
+        self.engine_stopped(n, id, clean);
+    }
+
+    /// An engine tells a copy that it stops cleanly: all of them have on disk what was acknowledged,
+    /// whether the engine hears their answers in time or not.
+    fn synced_for_stop(&mut self, id: VolumeId, epoch: Epoch) {
         if let Some(index) = self.checks.volume(id)
-            && clean
             && self.checks.blocks[index].newest() == epoch
         {
             self.checks.blocks[index].closed();
         }
-        self.engine_stopped(n, id, clean);
     }
 
     fn link_connect(
@@ -621,69 +640,5 @@ impl World {
             volume.links.insert(link, end);
             volume.replicas.insert(link, replica);
         }
-    }
-
-    // ---- seals without an engine -------------------------------------------------------------
-
-    /// Seals one replica on behalf of a fence; the answer goes to [`World::sealed`].
-    pub(crate) fn start_seal(
-        &mut self,
-        n: usize,
-        hello: Hello,
-        address: Option<SocketAddr>,
-    ) -> u64 {
-        let until = self.local(n).after(SEAL_TIMEOUT);
-        let hello = Hello { role: Role::Sealer, ..hello };
-        let Some(data) = self.data_mut(n) else { return 0 };
-        data.next_ticket += 1;
-        let id = data.next_ticket;
-        data.sealers.insert(id, Sealer { until, session: None, conn: None });
-        match address {
-            None => {
-                if let Some(session) = self.open_session(n, SessionEnd::Sealer(id), hello) {
-                    self.request(n, session, 1, Request::Seal);
-                    self.sealer(n, id, |sealer| sealer.session = Some(session));
-                }
-            }
-            Some(address) => {
-                if let Some(conn) = self.connect(n, address, Purpose::Sealer(id)) {
-                    for frame in
-                        [Frame::Hello(hello), Frame::Request { seq: 1, request: Request::Seal }]
-                    {
-                        self.send_item(conn, 0, Item::Frame(Box::new(frame)));
-                    }
-                    self.sealer(n, id, |sealer| sealer.conn = Some(conn));
-                }
-            }
-        }
-        id
-    }
-
-    fn sealer(&mut self, n: usize, id: u64, change: impl FnOnce(&mut Sealer)) {
-        if let Some(sealer) = self.data_mut(n).and_then(|data| data.sealers.get_mut(&id)) {
-            change(sealer);
-        }
-    }
-
-    fn sealer_reply(&mut self, n: usize, id: u64, reply: Reply) {
-        let result = match reply {
-            Reply::Sealed(info) => Ok(info),
-            Reply::Failed(error) => Err(error),
-            _ => Err(WireError::Invalid { reason: "not an answer to a seal".into() }),
-        };
-        self.end_seal(n, id, result);
-    }
-
-    fn end_seal(&mut self, n: usize, id: u64, result: Result<SealInfo, WireError>) {
-        let Some(sealer) = self.data_mut(n).and_then(|data| data.sealers.remove(&id)) else {
-            return;
-        };
-        if let Some(session) = sealer.session {
-            self.end_session(n, session);
-        }
-        if let Some(conn) = sealer.conn {
-            self.close_conn(conn, 0);
-        }
-        self.sealed(n, id, &result);
     }
 }

@@ -204,12 +204,7 @@ impl World {
             }
         };
         // A pool that holds replicas cannot be swapped for another (R11).
-        let state = meta.state();
-        let expected_pool = state
-            .replicas_on(node.id)
-            .next()
-            .and_then(|_| state.nodes.get(&node.id)?.pool)
-            .map(|pool| pool.id);
+        let expected_pool = policy::pool::expected(meta.state(), node.id);
         let options = OpenOptions { cluster: self.cluster, expected_pool, boot: node.boot };
         let store = match store::open(&mut node.disk, &options) {
             Ok(store) => store,
@@ -226,6 +221,7 @@ impl World {
                 .violation(format!("identity: node {} opened a disk that is not its pool", n + 1));
         }
         self.repair_unverified(n);
+        self.check_returned(n);
         self.resume_clients(n);
         for (delay, event) in [
             (self.rng.below(100), Event::Tick { node: n, run }),
@@ -437,10 +433,10 @@ impl World {
     }
 
     /// The engine compares all in-sync copies. Whoever was cut off before all was healed may be fenced
-    /// just now: it is asked again then.
+    /// just now, and a copy that is to leave may leave: it is asked again then.
     fn compare_copies(&mut self, volume: usize) {
         let mut result = None;
-        for _ in 0..3 {
+        for _ in 0..8 {
             let Some(client) = self.operator.volumes[volume].owner else {
                 return self.violation(format!("liveness: nobody has volume {volume} at the end"));
             };
@@ -454,6 +450,7 @@ impl World {
             if !self.checks.violations.is_empty() || matches!(result, Some(Some(_))) {
                 break;
             }
+            self.run_until(self.now + SEC);
         }
         match result {
             Some(Some(result)) if result.different == 0 => {}

@@ -4,7 +4,7 @@ use super::attach::ms;
 use super::replica::Replica;
 use super::world::{RaftMode, SIZE, World};
 use crate::Input;
-use types::{BlockOp, Era, IoError};
+use types::{BlockOp, Era, IoError, REGION};
 
 #[test]
 fn a_member_that_was_away_catches_up_and_rejoins() {
@@ -65,6 +65,32 @@ fn a_source_that_lost_what_the_target_has_sealed_is_compared() {
     world.attach(0, &[]);
     world.run(ms(2000));
     assert_eq!((world.isr(), world.replicas[1].value(16)), (vec![0, 1], 235));
+}
+
+/// R19: a copy that joins may hold what was written meanwhile without a single write, as a new one does what
+/// was discarded. Who left before must be compared with it all the same. Found by the simulation.
+#[test]
+fn what_a_new_copy_held_already_is_compared_with_who_returns() {
+    let mut world = World::new(7, 3, &[0, 1]);
+    world.kill(2, false);
+    let slot = world.attach(0, &[2]);
+    world.run(ms(100));
+    world.write(slot, 5, 1, false);
+    world.run(ms(32_000));
+    assert_eq!(world.replicas[1].eras, [Era(1)]);
+    world.kill(1, false);
+    world.io(slot, BlockOp::Discard { offset: 0, len: REGION });
+    world.run(ms(2000));
+    world.revive(2);
+    world.run(ms(2000));
+    assert_eq!(world.isr(), [0, 2]);
+    world.tell(slot, Input::Stop);
+    world.run(ms(500));
+    world.attach(2, &[]);
+    world.run(ms(500));
+    world.revive(1);
+    world.run(ms(3000));
+    assert_eq!((world.isr(), world.replicas[1].value(5)), (vec![0, 1, 2], 0));
 }
 
 #[test]

@@ -212,6 +212,11 @@ impl Replica {
             Request::Write { .. } | Request::Discard { .. } | Request::WriteZeroes { .. } => {
                 self.mutate(epoch, request)
             }
+            Request::Mark { offset, era, .. } => {
+                let tag = self.tags.entry((offset / REGION) as u32).or_default();
+                *tag = (*tag).max(Tag { epoch, era: *era });
+                Reply::Done
+            }
             Request::Read { offset, len } => {
                 let first = offset / BLOCK;
                 let count = u64::from(*len) / BLOCK;

@@ -37,6 +37,8 @@ struct Volume {
     /// Content when a seal of this tag was asked for.
     sealed: BTreeMap<Tag, Vec<Content>>,
     sealed_for_sure: Tag,
+    /// Tags that were acknowledged without a write, by region.
+    marked: BTreeMap<u32, Tag>,
     maybe_used: bool,
     surely_used: bool,
     snapshots: Vec<snapshots::Snapshot>,
@@ -51,6 +53,7 @@ enum Pending {
     Hash { first: usize, expected: Vec<Content> },
     Flush { last: Vec<u64>, seal: Option<Tag>, close: bool },
     Snapshot { id: SnapshotId, last: Vec<u64> },
+    Mark { region: u32, tag: Tag },
 }
 
 struct Model {
@@ -117,6 +120,7 @@ impl Model {
             sealed_for_sure: Tag::default(),
             maybe_used: false,
             surely_used: false,
+            marked: BTreeMap::new(),
             snapshots: Vec::new(),
             snapshotting: false,
         });
@@ -211,6 +215,9 @@ impl Model {
                     (volume.maybe_used, volume.surely_used) = (false, false);
                     volume.session = None;
                 }
+            }
+            (Pending::Mark { region, tag }, Reply::Done) => {
+                volume.marked.insert(region, tag);
             }
             (_, reply) => panic!("{reply:?}"),
         }
@@ -361,6 +368,7 @@ impl Model {
                 self.attach(at);
             }
             99 if self.rng.one_in(6) => self.delete(at),
+            99 => self.mark(at),
             _ => {}
         }
     }
@@ -471,6 +479,16 @@ impl Model {
         self.send(at, request, Pending::Flush { last, seal: Some(tag), close: false });
     }
 
+    /// As a resync does what it found to be equal.
+    fn mark(&mut self, at: usize) {
+        let volume = &self.volumes[at];
+        let regions = (volume.blocks.len() as u64 * BLOCK).div_ceil(MIB);
+        let region = self.rng.below(regions) as u32;
+        let tag = Tag { epoch: Epoch(volume.epoch), era: Era(volume.era) };
+        let request = Request::Mark { offset: u64::from(region) * MIB, len: BLOCK, era: tag.era };
+        self.send(at, request, Pending::Mark { region, tag });
+    }
+
     fn close(&mut self, at: usize) {
         let n = self.volumes[at].n;
         if self.pending.values().any(|(of, _)| *of == n) {
@@ -555,6 +573,9 @@ impl Model {
             panic!("no tags")
         };
         let volume = &self.volumes[at];
+        for (region, tag) in volume.marked.iter().filter(|(_, tag)| **tag > sealed) {
+            assert!(regions.contains(region), "volume {n} forgot the mark {tag:?} of {region}");
+        }
         for (index, (block, then)) in volume.blocks.iter().zip(&volume.sealed[&sealed]).enumerate()
         {
             let region = (index as u64 * BLOCK / MIB) as u32;

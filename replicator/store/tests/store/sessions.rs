@@ -386,6 +386,39 @@ fn eras_are_remembered_and_closed_for_writing() {
     assert_eq!(reply, Reply::Regions { regions: vec![1], next: None });
 }
 
+/// R17: the answer to a mark outlives the loss of power, and it is not more than a tag.
+#[test]
+fn a_mark_is_durable_and_writes_nothing() {
+    let mut node = node();
+    let (session, _) = node.attach(1, 1, Role::Engine);
+    assert_eq!(node.write(session, 0, filled(4096, 5), 1), Reply::Done);
+    assert_eq!(node.ask(session, Request::Flush), Reply::Done);
+    let mark = |offset, len, era| Request::Mark { offset, len, era: Era(era) };
+    assert_eq!(node.ask(session, Request::SealEra { era: Era(1) }), Reply::Done);
+    for refused in [mark(0, MIB, 1), mark(0, 0, 2), mark(0, 1 << 40, 2), mark(1, MIB, 2)] {
+        let reply = node.ask(session, refused.clone());
+        assert!(
+            matches!(reply, Reply::Failed(WireError::Invalid { .. })),
+            "{refused:?}: {reply:?}"
+        );
+    }
+    assert_eq!(node.ask(session, mark(MIB, 2 * MIB, 2)), Reply::Done);
+    assert_eq!(node.ask(session, mark(3 * MIB, 4096, 3)), Reply::Done);
+    let allocated = node.store.replicas()[0].allocated;
+    let mut node = node.crash(&mut crate::disk::Rng::new(6), 2);
+    let (session, info) = node.attach(1, 2, Role::Engine);
+    let reply = node.ask(session, Request::Tags { above: info.last_sealed, first: 0 });
+    assert_eq!(reply, Reply::Regions { regions: vec![1, 2, 3], next: None });
+    let above = Tag { epoch: Epoch(1), era: Era(2) };
+    let reply = node.ask(session, Request::Tags { above, first: 0 });
+    assert_eq!(reply, Reply::Regions { regions: vec![3], next: None });
+    assert_eq!(
+        (node.read(session, 0, 4096), node.read(session, MIB, 4096)),
+        (filled(4096, 5), filled(4096, 0))
+    );
+    assert_eq!(node.store.replicas()[0].allocated, allocated);
+}
+
 #[test]
 fn deleting_a_replica_closes_its_sessions() {
     let mut node = node();

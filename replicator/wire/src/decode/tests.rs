@@ -41,6 +41,7 @@ fn samples() -> Vec<Frame> {
         Request::Flush,
         Request::Discard { offset: 0, len: 1 << 30, era },
         Request::WriteZeroes { offset: 4096, len: 4096, era },
+        Request::Mark { offset: 1 << 20, len: 4096, era },
         Request::Ping,
         Request::SealEra { era },
         Request::Tags { above: Tag { epoch: Epoch(3), era: Era(2) }, first: 9 },

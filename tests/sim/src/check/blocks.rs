@@ -176,7 +176,7 @@ impl Blocks {
         self.prune();
     }
 
-    /// The engine of the newest epoch closed all copies cleanly: they have on disk what was acknowledged (R20).
+    /// The engine of the newest epoch closes all copies cleanly: they have on disk what was acknowledged (R20).
     pub fn closed(&mut self) {
         let now = self.tick();
         self.flushed(now);

@@ -9,7 +9,7 @@
 //! - a replica that joins, and every one that an attach keeps, holds nothing stale, and the same as
 //!   the other members (R5, R20);
 //! - a device that outlives its daemon is not resumed if every whole copy lost its memory when not all that was
-//!   acknowledged had been flushed (R10);
+//!   acknowledged had been flushed, and serves nothing if that happened while it was being resumed (R10);
 //! - data is read only from in-sync replicas: for consumers and as the source of a resync;
 //! - the set is never empty, and an ISR without a whole member is committed only if every whole one
 //!   was out of order a moment ago, or was given up by order in the moment in which the others' hosts died: only then acknowledged and unflushed writes may be lost.
@@ -47,6 +47,8 @@ struct Known {
     /// When every copy lost its memory under the present epoch: until the next one is active its engine
     /// may acknowledge what is gone already, since it cannot know.
     lost: Option<Time>,
+    /// The epoch whose engine resumed a device and may not have heard yet what was lost.
+    poisoned: Option<Epoch>,
 }
 
 /// See the module's text.
@@ -56,6 +58,8 @@ pub struct Isr {
     volumes: BTreeMap<VolumeId, Known>,
     power_lost: BTreeMap<usize, Time>,
     resynced: BTreeMap<ReplicaId, Time>,
+    /// Copies whose disk failed: they never count again (R13).
+    failed: BTreeSet<ReplicaId>,
 }
 
 impl Isr {
@@ -82,6 +86,7 @@ impl Isr {
     /// The disk of `replica` failed: what it holds does not count any more. Returns its volume if that
     /// has no whole member left.
     pub(super) fn copy_failed(&mut self, replica: ReplicaId, now: Time) -> Option<VolumeId> {
+        self.failed.insert(replica);
         let (id, known) =
             self.volumes.iter_mut().find(|(_, known)| known.whole.contains(&replica))?;
         known.whole.remove(&replica);
@@ -96,6 +101,18 @@ impl Isr {
     /// A resync of `replica` reached its end: its disk was synced just before.
     pub fn resynced(&mut self, replica: ReplicaId, now: Time) {
         self.resynced.insert(replica, now);
+    }
+
+    /// Whether the disk of `replica` failed.
+    #[must_use]
+    pub(super) fn has_failed(&self, replica: ReplicaId) -> bool {
+        self.failed.contains(&replica)
+    }
+
+    /// Whether the engine of `epoch` must not serve anything: see `Known::poisoned`.
+    #[must_use]
+    pub fn is_poisoned(&self, volume: VolumeId, epoch: Epoch) -> bool {
+        self.volumes.get(&volume).is_some_and(|known| known.poisoned == Some(epoch))
     }
 
     fn lost_power_since(&self, node: NodeId, since: Time) -> bool {
@@ -113,13 +130,23 @@ impl Isr {
         whole.filter_map(|replica| Some((*replica, *known.nodes.get(replica)?))).collect()
     }
 
-    /// Whether an engine of `epoch` may read from `replica`.
+    /// All of the committed ISR whose disks did not fail, if `epoch` is still the newest.
+    pub(super) fn committed(&self, volume: VolumeId, epoch: Epoch) -> Vec<ReplicaId> {
+        let known = self.volumes.get(&volume).filter(|known| known.epoch == epoch);
+        let isr = known.into_iter().flat_map(|known| &known.isr);
+        isr.filter(|replica| !self.failed.contains(replica)).copied().collect()
+    }
+
+    /// Whether an engine of `epoch` may read from `replica`. A target whose resync has just ended has all that counts:
+    /// if it has no room for a write, it says what was there before.
     #[must_use]
     pub fn may_read(&self, volume: VolumeId, epoch: Epoch, replica: ReplicaId, now: Time) -> bool {
         self.volumes.get(&volume).is_none_or(|known| {
             known.epoch != epoch
                 || known.isr.contains(&replica)
-                || known.left.get(&replica).is_some_and(|at| at + NEWS >= now)
+                || [&known.left, &self.resynced]
+                    .into_iter()
+                    .any(|since| since.get(&replica).is_some_and(|at| at + NEWS >= now))
         })
     }
 }
@@ -154,6 +181,7 @@ impl World {
             granted: now,
             clean: false,
             lost: None,
+            poisoned: None,
         });
         known.clean = record.clean;
         known.nodes.extend::<BTreeMap<_, _>>(nodes);
@@ -221,10 +249,16 @@ impl World {
             && self.checks.blocks[volume].is_owing()
             && self.is_resuming(volume, instance)
         {
-            return self.violation(format!(
+            let known = self.checks.isr.volumes.get_mut(&record.volume);
+            if let Some(known) = known.filter(|known| known.lost >= Some(granted)) {
+                // Its engine may have sealed before: it finds out when it reaches the copy again.
+                known.poisoned = Some(record.epoch);
+            } else {
+                return self.violation(format!(
                 "isr: epoch {} of volume {volume} resumes a device although every copy lost acknowledged writes with its memory (R10)",
                 record.epoch
-            ));
+                ));
+            }
         }
         let mut kept = false;
         let whole: BTreeSet<ReplicaId> = if activated {
@@ -240,7 +274,8 @@ impl World {
             let isr = &self.checks.isr;
             let sound = |id: &&ReplicaId| {
                 let since = isr.resynced.get(id).copied().unwrap_or(0);
-                nodes.get(id).is_some_and(|node| !isr.lost_power_since(*node, since))
+                let node = nodes.get(id).filter(|_| !isr.failed.contains(id));
+                node.is_some_and(|node| !isr.lost_power_since(*node, since))
             };
             let known = &isr.volumes[&record.volume];
             let mut whole = known.whole.clone();
@@ -286,6 +321,7 @@ impl World {
                 .filter_map(|replica| Some((*replica, *nodes.get(replica)?)))
                 .collect();
             self.check_identical(volume, &held);
+            self.check_resync_sets(volume, record, &held);
         }
     }
 

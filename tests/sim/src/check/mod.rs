@@ -3,9 +3,11 @@
 pub mod blocks;
 pub mod bounds;
 pub mod epochs;
+pub mod eras;
 pub mod isr;
 pub mod metadata;
 pub mod snapshots;
+pub mod tags;
 
 use crate::clock::Time;
 use types::VolumeId;

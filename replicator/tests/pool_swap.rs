@@ -14,9 +14,17 @@ use uuid::Uuid;
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_pool_that_stands_in_for_the_right_one_gets_no_replica() {
     let mut cluster = Cluster::start().await;
-    let (one, pool) = (cluster.client(1), cluster.node(3).settings.pool.clone().unwrap());
-    cluster.node(3).kill();
-    // All three are to have a copy, and the third is not missed yet.
+    let one = cluster.client(1);
+    let leader = until("all three are known", async || {
+        let found = one.get_cluster().await.ok()?;
+        let up = found.nodes.iter().filter(|node| node.state == "up" && !node.pool_id.is_empty());
+        (up.count() == 3).then_some(found.leader)
+    })
+    .await;
+    let away = if leader == 3 { 2 } else { 3 };
+    let pool = cluster.node(away).settings.pool.clone().unwrap();
+    cluster.node(away).kill();
+    // All three are to have a copy, and the one that is away is not missed yet.
     let request = CreateVolumeRequest {
         name: "v".to_owned(),
         size_bytes: 16 << 20,
@@ -29,27 +37,29 @@ async fn a_pool_that_stands_in_for_the_right_one_gets_no_replica() {
         one.list_volumes(0, "").await.ok()?.volumes.into_iter().next()
     })
     .await;
-    let copy = made.replicas.iter().find(|replica| replica.node == 3).unwrap().replica_id.clone();
-
     let right = pool.with_extension("right");
     std::fs::rename(&pool, &right).unwrap();
     std::fs::File::create(&pool).unwrap().set_len(256 << 20).unwrap();
     let (id, other) = (cluster.id.parse().unwrap(), PoolId(Uuid::new_v4()));
     data::init_pool(&pool, id, other, false).unwrap();
-    let config = cluster.node(3).settings.clone().check().unwrap();
+    let config = cluster.node(away).settings.clone().check().unwrap();
     let (_stop, stopped) = watch::channel(false);
     let served = tokio::time::timeout(PATIENCE, serve(config, stopped)).await;
     let refused = served.unwrap().unwrap_err().to_string();
     assert!(refused.contains(&other.to_string()) && refused.contains("pool"), "{refused}");
-    let volume = one.get_volume(&made.volume_id).await.unwrap();
-    let standing = |volume: &client::api::Volume| {
-        let found = volume.replicas.iter().find(|replica| replica.replica_id == copy).unwrap();
-        found.standing.clone()
+    let standing = async || {
+        let volume = one.get_volume(&made.volume_id).await.ok()?;
+        let copy = volume.replicas.into_iter().find(|replica| replica.node == away as u64)?;
+        Some(copy.standing)
     };
-    assert_eq!(standing(&volume), "creating", "nothing was made in the other pool");
+    let found = until("the volume is found", async || standing().await).await;
+    assert_eq!(found, "creating", "nothing was made in the other pool");
 
     std::fs::rename(&right, &pool).unwrap();
-    cluster.node(3).start();
-    let made = creating.await.unwrap().unwrap();
-    assert!(made.replicas.iter().all(|replica| replica.in_sync), "{made:?}");
+    cluster.node(away).start();
+    until("it is made in the right one", async || {
+        standing().await.filter(|standing| standing == "in sync")
+    })
+    .await;
+    creating.abort();
 }

@@ -10,6 +10,7 @@ use replicator::daemon::{self, DaemonError};
 use replicator::data;
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
@@ -93,10 +94,20 @@ pub struct Cluster {
     directory: TempDir,
 }
 
-/// Two free addresses: control and data.
+/// Two free addresses: control and data. Not of the ports that the kernel gives to outgoing connections (from 32,768
+/// on): somebody's would take that of a node which is down for a moment.
 pub fn addresses() -> [String; 2] {
-    let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap().to_string())
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = 20_000 + (std::process::id() % 100) as u16 * 100;
+    [(); 2].map(|()| {
+        loop {
+            let port = start + NEXT.fetch_add(1, Ordering::Relaxed) % 2_000;
+            let address = format!("127.0.0.1:{port}");
+            if TcpListener::bind(&address).is_ok() {
+                return address;
+            }
+        }
+    })
 }
 
 impl Cluster {

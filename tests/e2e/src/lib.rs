@@ -7,6 +7,7 @@ mod stamper;
 pub use stamper::{Stamped, Stamper};
 
 use anyhow::{Context as _, Result, bail};
+use client::Client;
 use client::api::{CreateVolumeRequest, Volume};
 use lab::layout::Layout;
 use lab::{Lab, Plan, daemons, down};
@@ -167,10 +168,7 @@ pub async fn volume(lab: &Lab, name: &str, size: u64) -> Result<Volume> {
 ///
 /// # Errors
 /// If it does not within [`PATIENCE`], or fails.
-pub async fn eventually<F>(what: &str, mut done: impl FnMut() -> F) -> Result<()>
-where
-    F: Future<Output = Result<bool>>,
-{
+pub async fn eventually(what: &str, mut done: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     while !done().await? {
         if Instant::now() >= end {
@@ -192,6 +190,29 @@ pub async fn in_sync(lab: &Lab, ask: u64, volume_id: &str) -> Result<()> {
         }))
     })
     .await
+}
+
+/// Waits until `copies` copies of a volume that `engine`'s node has attached are in sync and were compared; returns the
+/// blocks that differ. A copy whose disk stands still for some seconds leaves, and comes back.
+///
+/// # Errors
+/// If they are not within [`PATIENCE`].
+pub async fn compared(
+    lab: &Lab,
+    ask: u64,
+    engine: &Client,
+    volume_id: &str,
+    copies: u32,
+) -> Result<u64> {
+    let mut different = 0;
+    eventually("all copies compared", async || {
+        in_sync(lab, ask, volume_id).await?;
+        let found = engine.compare_replicas(volume_id).await?;
+        different = found.different_blocks;
+        Ok(found.replicas == copies)
+    })
+    .await?;
+    Ok(different)
 }
 
 /// Runs `what` on a thread of its own in a network namespace.

@@ -4,7 +4,7 @@
 
 use client::Client;
 use client::api::Attachment;
-use e2e::{TestLab, eventually, fresh_dir, in_sync, lab_with_machines, skipped, volume};
+use e2e::{TestLab, compared, eventually, fresh_dir, lab_with_machines, skipped, volume};
 use lab::daemons::REPLICATOR;
 use lab::machine::Job;
 use nix::sys::signal::Signal;
@@ -151,9 +151,7 @@ async fn postgres_on_the_kernels_nbd_outlives_kill_and_upgrade_of_the_daemon() {
     assert!(said.contains("number of failed transactions: 0 "), "{said}");
     verified.wait(PATIENCE).await.unwrap();
     run(&lab, &postgres(&format!("as pg_amcheck --install-missing\n{NO_ERRORS}"))).await;
-    in_sync(&lab, NODE, &id).await.unwrap();
-    let compared = client.compare_replicas(&id).await.unwrap();
-    assert_eq!((compared.different_blocks, compared.replicas), (0, 2));
+    assert_eq!(compared(&lab, NODE, &client, &id, 2).await.unwrap(), 0);
 
     // Nobody takes a device away that somebody uses; then nothing of it is left.
     assert!(client.detach_volume(&id).await.is_err(), "it is mounted");
@@ -194,9 +192,7 @@ async fn several_connections_lose_nothing_in_a_restart_and_the_device_grows() {
     assert_eq!(client.resize_device(&id).await.unwrap(), 2 * SIZE);
     let size = run(&lab, &format!("blockdev --getsize64 {device}")).await;
     assert_eq!(size.trim(), (2 * SIZE).to_string());
-    in_sync(&lab, NODE, &id).await.unwrap();
-    let compared = client.compare_replicas(&id).await.unwrap();
-    assert_eq!((compared.different_blocks, compared.replicas), (0, 2));
+    assert_eq!(compared(&lab, NODE, &client, &id, 2).await.unwrap(), 0);
     client.detach_volume(&id).await.unwrap();
     run(&lab, NO_ERRORS).await;
 }

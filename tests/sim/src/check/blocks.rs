@@ -70,8 +70,8 @@ pub struct Blocks {
     dirty: BTreeSet<u32>,
     /// Every in-sync copy lost its memory since the last activation.
     lost: bool,
-    /// Likewise, and something that was acknowledged had not been flushed (R10).
-    owing: bool,
+    /// When that was, if something that was acknowledged had not been flushed (R10).
+    owing: Option<Moment>,
     /// When the last FUA write ended: engines flush all that was acknowledged before with it.
     forced: Moment,
     /// The newest epoch that was activated.
@@ -100,7 +100,7 @@ impl Default for Blocks {
             open: BTreeMap::new(),
             dirty: BTreeSet::new(),
             lost: false,
-            owing: false,
+            owing: None,
             forced: 0,
             newest: Epoch(0),
             reading: BTreeMap::new(),
@@ -255,7 +255,7 @@ impl Blocks {
         let over: Vec<u64> =
             self.open.iter().filter(|(_, open)| open.epoch < epoch).map(|(id, _)| *id).collect();
         let lost = std::mem::take(&mut self.lost);
-        self.owing = false;
+        self.owing = None;
         for write in over {
             let Some(open) = self.open.remove(&write) else { continue };
             for index in open.blocks {
@@ -281,14 +281,21 @@ impl Blocks {
     /// Every in-sync copy lost its memory.
     pub fn lose(&mut self) {
         self.lost = true;
+        if self.owes(self.now) {
+            self.owing = Some(self.now);
+        }
+    }
+
+    /// Whether anything that was acknowledged by `moment` has not been flushed.
+    fn owes(&self, moment: Moment) -> bool {
         let blocks = self.dirty.iter().filter_map(|index| self.blocks.get(index));
-        let owed = |entry: &Entry| !entry.flushed && entry.acked.is_some_and(|at| at > self.forced);
-        self.owing |= blocks.flat_map(|block| &block.entries).any(owed);
+        let acked = |entry: &Entry| entry.acked.is_some_and(|at| at > self.forced && at <= moment);
+        blocks.flat_map(|block| &block.entries).any(|entry| !entry.flushed && acked(entry))
     }
 
     /// A copy turned up that had everything all the time.
     pub fn keep(&mut self) {
-        (self.lost, self.owing) = (false, false);
+        (self.lost, self.owing) = (false, None);
     }
 
     /// The newest epoch that was activated.
@@ -315,10 +322,11 @@ impl Blocks {
     }
 
     /// Every in-sync copy lost its memory under this epoch, when not all that was acknowledged had been flushed.
-    /// What the network still carried as acknowledged is not counted.
+    /// What the network still carried as acknowledged is not counted, nor what a flush covers that was acknowledged since:
+    /// the copies had answered it before.
     #[must_use]
     pub fn is_owing(&self) -> bool {
-        self.owing
+        self.owing.is_some_and(|lost| self.owes(lost))
     }
 
     /// Forgets what no read that is under way can need: done now and then.

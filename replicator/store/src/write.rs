@@ -139,6 +139,21 @@ impl Store {
         replica.undurable_tags.last(first..end, durable)
     }
 
+    /// Why a change without data is refused: the first reason for its bounds, the second for its tag.
+    pub(crate) fn refuses(
+        &self,
+        id: SessionId,
+        (offset, len): (u64, u64),
+        tag: Tag,
+        [bounds, sealed]: [&'static str; 2],
+    ) -> Option<&'static str> {
+        let state = &self.state.replicas[&self.sessions[&id].replica];
+        if !in_bounds(offset, len, state.size) {
+            return Some(bounds);
+        }
+        (tag <= state.last_sealed).then_some(sealed)
+    }
+
     /// Tags what a resync found to need no copy.
     pub(crate) fn mark(
         &mut self,
@@ -148,12 +163,9 @@ impl Store {
         tag: Tag,
         out: &mut Vec<Output>,
     ) {
-        let state = &self.state.replicas[&self.sessions[&id].replica];
-        if !in_bounds(offset, len, state.size) {
-            return self.invalid(id, seq, "offset or length of a mark", out);
-        }
-        if tag <= state.last_sealed {
-            return self.invalid(id, seq, "a mark of a sealed era", out);
+        let why = ["offset or length of a mark", "a mark of a sealed era"];
+        if let Some(reason) = self.refuses(id, (offset, len), tag, why) {
+            return self.invalid(id, seq, reason, out);
         }
         if let Some(key) = self.op(id, seq, OpKind::Mark { offset, len, tag }) {
             self.start_mark(key, out);

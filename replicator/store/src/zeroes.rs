@@ -1,7 +1,7 @@
 //! Discard and write-zeroes (R24): whole pieces lose their slot, parts are overwritten with zeros,
 //! and what was never allocated costs nothing, not even a tag, since nothing changes there.
 
-use types::{Buf, Tag, in_bounds};
+use types::{Buf, Tag};
 use wire::Reply;
 
 use crate::api::{Output, SessionId};
@@ -20,12 +20,9 @@ impl Store {
         tag: Tag,
         out: &mut Vec<Output>,
     ) {
-        let state = &self.state.replicas[&self.sessions[&id].replica];
-        if !in_bounds(offset, len, state.size) {
-            return self.invalid(id, seq, "offset or length of a discard", out);
-        }
-        if tag <= state.last_sealed {
-            return self.invalid(id, seq, "a discard of a sealed era", out);
+        let why = ["offset or length of a discard", "a discard of a sealed era"];
+        if let Some(reason) = self.refuses(id, (offset, len), tag, why) {
+            return self.invalid(id, seq, reason, out);
         }
         if let Some(key) = self.op(id, seq, OpKind::Zeroes { offset, len, tag }) {
             self.start_zeroes(key, out);

@@ -168,10 +168,16 @@ pub fn expected(state: &State, here: NodeId) -> Option<PoolId> {
     Some(state.nodes.get(&here)?.pool?.id)
 }
 
+/// The pool that node `here` must have, if that is not `pool`.
+#[must_use]
+pub fn swapped(state: &State, here: NodeId, pool: PoolId) -> Option<PoolId> {
+    expected(state, here).filter(|expected| *expected != pool)
+}
+
 /// What node `here`, whose pool is `pool` and holds `present`, has to do.
 #[must_use]
 pub fn plan(state: &State, here: NodeId, pool: PoolId, present: &[ReplicaInfo]) -> Vec<Task> {
-    if expected(state, here).is_some_and(|expected| expected != pool) {
+    if swapped(state, here, pool).is_some() {
         return Vec::new();
     }
     let task = |(volume, record): (&metadata::Volume, &metadata::Replica)| {

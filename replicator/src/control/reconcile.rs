@@ -6,7 +6,7 @@ use super::status::CommandError;
 use super::steps::{Ended, Steps};
 use crate::data::DataError;
 use core::time::Duration;
-use policy::pool::{Report, Task, expected, orphans, plan};
+use policy::pool::{self, Report, Task, orphans, plan};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use types::PoolId;
@@ -51,8 +51,8 @@ pub(super) async fn swapped(node: &Node) -> PoolId {
     let mut applied = node.meta.watch();
     loop {
         applied.borrow_and_update();
-        let expected = expected(&node.meta.state(), node.config.node);
-        if let Some(other) = expected.filter(|expected| *expected != node.pool.id) {
+        let other = pool::swapped(&node.meta.state(), node.config.node, node.pool.id);
+        if let Some(other) = other {
             return other;
         }
         if applied.changed().await.is_err() {

@@ -6,7 +6,7 @@ use crate::node::Death;
 use crate::world::World;
 use core::time::Duration;
 use metadata::Outcome;
-use policy::pool::{Report, Task, expected, plan};
+use policy::pool::{Report, Task, plan, swapped};
 use store::StoreError;
 use types::ReplicaId;
 
@@ -18,7 +18,7 @@ impl World {
         let here = self.nodes[n].id;
         let Some(process) = &mut self.nodes[n].process else { return };
         let pool = process.data.store.stats().pool;
-        if expected(process.meta.state(), here).is_some_and(|expected| expected != pool) {
+        if swapped(process.meta.state(), here, pool).is_some() {
             // `control::reconcile::swapped`: the state that the daemon started with was behind.
             self.note(|| format!("node {}: its replicas are in another pool", n + 1));
             self.kill(n, Death::Kill);

@@ -85,6 +85,7 @@ async fn a_sealed_epoch_fences_the_engine_before_it() {
         volume,
         replica: node.replica,
         incarnation: node.incarnation,
+        sealed: Epoch(0),
         epoch: Epoch(epoch),
         instance: EngineInstance(Uuid::from_u128(7)),
         process: Process { node: NodeId(9), ..Process::default() },

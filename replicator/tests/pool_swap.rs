@@ -5,7 +5,7 @@
 mod common;
 
 use client::api::CreateVolumeRequest;
-use common::{Cluster, PATIENCE, serve, until};
+use common::{Cluster, PATIENCE, nbd, serve, until};
 use replicator::data;
 use tokio::sync::watch;
 use types::PoolId;
@@ -62,4 +62,56 @@ async fn a_pool_that_stands_in_for_the_right_one_gets_no_replica() {
     })
     .await;
     creating.abort();
+}
+
+/// A pool is put back from a copy that was made before the volume was ever written: it has all the right ids.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_older_image_of_a_pool_is_not_taken_for_what_it_was() {
+    const SIZE: u64 = 16 << 20;
+    let mut cluster = Cluster::start().await;
+    let one = cluster.client(1);
+    let request = CreateVolumeRequest {
+        name: "v".to_owned(),
+        size_bytes: SIZE,
+        repl: 2,
+        preferred_nodes: vec![1],
+        ..CreateVolumeRequest::default()
+    };
+    let volume = one.create_volume(request).await.unwrap();
+    let id = volume.volume_id.as_str();
+    let copy = volume.replicas.iter().find(|replica| replica.node != 1).unwrap();
+    let at = copy.node as usize;
+    let pool = cluster.node(at).settings.pool.clone().unwrap();
+    let image = pool.with_extension("image");
+    cluster.node(at).stop().await;
+    std::fs::copy(&pool, &image).unwrap();
+    cluster.node(at).start();
+    cluster.ready(at).await;
+
+    let in_sync = async || {
+        let volume = one.get_volume(id).await.ok()?;
+        let ids = || volume.replicas.iter().filter(|r| r.in_sync).map(|r| r.replica_id.clone());
+        (!volume.degraded).then(|| ids().collect::<Vec<_>>())
+    };
+    let attached = until("it is attached", async || one.attach_volume(id, "nbd").await.ok()).await;
+    let device = nbd::Client::connect(attached.nbd_socket.as_ref(), SIZE);
+    let both = until("both copies count", in_sync).await;
+    assert!(both.contains(&copy.replica_id));
+    device.write(0, 7, 4096).await.unwrap();
+    device.flush().await.unwrap();
+    one.detach_volume(id).await.unwrap();
+
+    cluster.node(at).stop().await;
+    std::fs::rename(&image, &pool).unwrap();
+    cluster.node(at).start();
+    cluster.ready(at).await;
+    let there = cluster.client(at);
+    let attached =
+        until("it is attached there", async || there.attach_volume(id, "nbd").await.ok()).await;
+    let device = nbd::Client::connect(attached.nbd_socket.as_ref(), SIZE);
+    assert_eq!(device.read(0, 4096).await.unwrap(), vec![7; 4096], "not what the image holds");
+    let others = until("there is another copy", in_sync).await;
+    assert!(!others.contains(&copy.replica_id), "{others:?}");
+    let compared = there.compare_replicas(id).await.unwrap();
+    assert_eq!((compared.replicas, compared.different_blocks), (2, 0));
 }

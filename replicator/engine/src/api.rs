@@ -17,6 +17,8 @@ pub struct MemberSpec {
     pub replica: ReplicaId,
     /// Its life (R11).
     pub incarnation: Incarnation,
+    /// What it has sealed (R11).
+    pub sealed: Epoch,
     /// Where it is.
     pub node: NodeId,
     /// Data address of that node; `None` if it is this node.

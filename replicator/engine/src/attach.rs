@@ -8,7 +8,7 @@ use crate::member::{Join, Link, Member, Standing};
 use core::time::Duration;
 use types::plant::{Bug, planted};
 use types::{IO_TIMEOUT, IoError, LEASE};
-use wire::SealInfo;
+use wire::{SealInfo, WireError};
 
 /// How long a member that was connected may take to seal: it may have to wait for a lease (R3).
 const SEAL_WAIT: Duration = Duration::from_millis(LEASE.as_millis() as u64 + 2000);
@@ -40,6 +40,16 @@ impl Engine {
         member.link = Link::Up { id };
         member.failures = 0;
         let before = member.info.replace(info);
+        if let Some(before) = before
+            && info.last_sealed < before.last_sealed
+        {
+            let (found, known) = (info.last_sealed, before.last_sealed);
+            let reason = format!(
+                "it is an older image: it has sealed epoch {}, era {}, and once epoch {}, era {}",
+                found.epoch, found.era.0, known.epoch, known.era.0
+            );
+            return self.member_error(index, &WireError::ReplicaFailed { reason }, out);
+        }
         // Until the source is chosen, what a seal says about itself is all that matters.
         let counts = member.counts()
             && !matches!(self.phase, Phase::Sealing { .. } | Phase::Reconciling { .. });

@@ -11,8 +11,8 @@ use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use types::{
-    BlockOp, BlockResult, Incarnation, Instant, IoId, REGION, ReplicaId, SnapshotId, VolumeId,
-    crc32c, is_zeros,
+    BlockOp, BlockResult, Epoch, Incarnation, Instant, IoId, REGION, ReplicaId, SnapshotId,
+    VolumeId, crc32c, is_zeros,
 };
 use wire::{Hello, Reply, Request, Role};
 
@@ -164,6 +164,8 @@ impl Engine {
             volume: fill.source.volume,
             replica: holder.replica,
             incarnation: holder.incarnation,
+            // A snapshot does not change: that it is there is enough.
+            sealed: Epoch(0),
             epoch,
             instance,
             process,

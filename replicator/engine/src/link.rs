@@ -25,6 +25,8 @@ impl Engine {
             volume: self.config.volume,
             replica: member.spec.replica,
             incarnation: member.spec.incarnation,
+            // What it has sealed for us Raft need not have heard of yet.
+            sealed: member.info.map_or(member.spec.sealed, |info| info.epoch),
             epoch: self.config.epoch,
             instance: self.config.instance,
             process: self.config.process,

@@ -4,8 +4,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
 /// History: 1 = first; 2 = zones, pinned volumes, leaving replicas; 3 = snapshots, limits;
-/// 4 = boots of in-sync replicas.
-const VERSION: u8 = 4;
+/// 4 = boots of in-sync replicas; 5 = what replicas have sealed.
+const VERSION: u8 = 5;
 
 /// Bytes that are not what they should be.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

@@ -129,6 +129,9 @@ pub enum Command {
     AddReplica {
         /// The volume.
         volume: VolumeId,
+        /// Of [`crate::Volume::added`] that the proposer saw: a repeat that comes late must not make again
+        /// what was removed meanwhile (R11).
+        added: u64,
         /// The replica.
         replica: NewReplica,
     },
@@ -167,6 +170,8 @@ pub enum Command {
     MoveReplica {
         /// The volume.
         volume: VolumeId,
+        /// As for [`Command::AddReplica`].
+        added: u64,
         /// Who leaves.
         from: ReplicaId,
         /// Who comes instead.

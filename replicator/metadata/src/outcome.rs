@@ -299,6 +299,14 @@ pub enum Refused {
         /// The version now.
         current: IsrVersion,
     },
+    /// A replica was added since the proposer looked, perhaps this one, and removed again.
+    #[error("volume {volume} has had {current} replicas added, the command was for another number")]
+    ReplicasChanged {
+        /// The volume.
+        volume: VolumeId,
+        /// How many were added by now.
+        current: u64,
+    },
     /// The ISR would become empty (R4).
     #[error("volume {volume} would have no in-sync replica left")]
     EmptyIsr {

@@ -190,6 +190,9 @@ pub struct Replica {
     pub leaving: bool,
     /// The boot of its host, as far as was known, when it was last taken into the in-sync set.
     pub boot: BootId,
+    /// The highest epoch that it is known to have sealed: the one under which it was last taken into the
+    /// in-sync set, or of a fence that it ended. A copy that has sealed less is an older image of it (R11).
+    pub sealed: Epoch,
 }
 
 /// Life of a volume.
@@ -327,6 +330,8 @@ pub struct Volume {
     pub isr_version: IsrVersion,
     /// All replicas.
     pub replicas: BTreeMap<ReplicaId, Replica>,
+    /// Counts those that were added since the volume was created.
+    pub added: u64,
     /// Who holds it.
     pub attachment: Attachment,
     /// The holder has no device: it takes a snapshot, or fills the volume.

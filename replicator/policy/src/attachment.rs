@@ -33,6 +33,7 @@ pub fn members(state: &State, volume: &Volume, here: NodeId) -> Vec<MemberSpec> 
             Some(MemberSpec {
                 replica: replica.replica,
                 incarnation: replica.incarnation,
+                sealed: replica.sealed,
                 node: replica.node,
                 address,
                 in_isr: volume.isr.contains(&replica.replica),

@@ -49,6 +49,8 @@ pub struct Candidate {
     pub replica: ReplicaId,
     /// Its life (R11).
     pub incarnation: Incarnation,
+    /// What it has sealed (R11).
+    pub sealed: Epoch,
     /// Its node.
     pub node: NodeId,
     /// Data address; `None` if it is on this node.
@@ -96,6 +98,7 @@ fn candidates(state: &State, volume: &Volume, here: NodeId) -> Vec<Candidate> {
                 Candidate {
                     replica: replica.replica,
                     incarnation: replica.incarnation,
+                    sealed: replica.sealed,
                     node: replica.node,
                     address,
                 },

@@ -22,6 +22,7 @@ use metadata::{
 };
 use std::collections::BTreeMap;
 use store::{Admin, ReplicaInfo};
+use types::plant::{Bug, planted};
 use types::{Epoch, Incarnation, IsrVersion, NodeId, PoolId, ReplicaId, SnapshotId, VolumeId};
 
 /// One thing to do.
@@ -174,7 +175,8 @@ pub fn swapped(state: &State, here: NodeId, pool: PoolId) -> Option<PoolId> {
     expected(state, here).filter(|expected| *expected != pool)
 }
 
-/// What node `here`, whose pool is `pool` and holds `present`, has to do.
+/// What node `here`, whose pool is `pool` and holds `present`, has to do. `present` is at least as new as
+/// `state`.
 #[must_use]
 pub fn plan(state: &State, here: NodeId, pool: PoolId, present: &[ReplicaInfo]) -> Vec<Task> {
     if swapped(state, here, pool).is_some() {
@@ -200,6 +202,14 @@ pub fn plan(state: &State, here: NodeId, pool: PoolId, present: &[ReplicaInfo]) 
                 fail("the pool holds another incarnation")
             }
             (ReplicaState::Ready, Some(ReplicaInfo { failed: Some(reason), .. })) => fail(reason),
+            (ReplicaState::Ready, Some(found))
+                if found.sealed < record.sealed && !planted(Bug::TrustOlderImage) =>
+            {
+                let (known, sealed) = (record.sealed, found.sealed);
+                fail(&format!(
+                    "the pool holds an older image of it: it has sealed epoch {known}, that one {sealed}"
+                ))
+            }
             (ReplicaState::Ready, Some(found)) if volume.lifecycle == Lifecycle::Retired => {
                 (!found.retired).then_some(Task::Retire { replica })
             }

@@ -60,6 +60,8 @@ pub enum Action {
     Add {
         /// The volume.
         volume: VolumeId,
+        /// The replicas that it has had added so far.
+        added: u64,
         /// Where there is most room.
         node: NodeId,
     },
@@ -67,6 +69,8 @@ pub enum Action {
     Move {
         /// The volume.
         volume: VolumeId,
+        /// The replicas that it has had added so far.
+        added: u64,
         /// The replica.
         from: ReplicaId,
         /// Where there is most room in a pool of that class.
@@ -117,9 +121,11 @@ impl Action {
     /// The command that carries it out, for what is not asked of a node; `new` makes ids for a replica.
     pub fn command(self, new: impl FnOnce(NodeId) -> NewReplica) -> Option<Command> {
         Some(match self {
-            Self::Add { volume, node } => Command::AddReplica { volume, replica: new(node) },
-            Self::Move { volume, from, node } => {
-                Command::MoveReplica { volume, from, to: new(node) }
+            Self::Add { volume, added, node } => {
+                Command::AddReplica { volume, added, replica: new(node) }
+            }
+            Self::Move { volume, added, from, node } => {
+                Command::MoveReplica { volume, added, from, to: new(node) }
             }
             Self::Remove { volume, replica, isr_version } => {
                 Command::RemoveReplica { volume, replica, isr_version }
@@ -211,7 +217,8 @@ impl<'s> View<'s> {
         if self.holder().is_none() {
             return self.tend(source.node, gone, free);
         }
-        Some(Action::Add { volume: self.volume.volume, node: self.missing(gone, free)? })
+        let (volume, added) = (self.volume.volume, self.volume.added);
+        Some(Action::Add { volume, added, node: self.missing(gone, free)? })
     }
 
     /// Where a replica is to be added.
@@ -304,7 +311,8 @@ impl<'s> View<'s> {
         let Replica { replica: from, .. } = *self.replicas().find(wrong)?;
         let apart = self.replicas().filter(|r| r.replica != from).map(|r| r.node).collect();
         let node = self.place(apart, free)?;
-        Some(Action::Move { volume: self.volume.volume, from, node })
+        let (volume, added) = (self.volume.volume, self.volume.added);
+        Some(Action::Move { volume, added, from, node })
     }
 
     fn place(self, apart_from: Vec<NodeId>, free: &Free) -> Option<NodeId> {

@@ -284,6 +284,7 @@ async fn seal(node: &Node, volume: VolumeId, epoch: Epoch, candidates: Vec<Candi
                 volume,
                 replica: candidate.replica,
                 incarnation: candidate.incarnation,
+                sealed: candidate.sealed,
                 epoch,
                 instance: fence_instance(volume, epoch),
                 process: node.process,

@@ -24,16 +24,16 @@ pub(super) async fn run(node: Arc<Node>) {
     let mut told = BTreeSet::new();
     loop {
         applied.borrow_and_update();
-        // The list is older than the state: what it lacks may be under way, and then its step is
-        // still running and is not begun twice.
+        // The list is newer than the state: what a replica is known to have, or to have sealed, it shows.
+        let state = node.meta.state();
         let Ok(present) = node.data.replicas().await else { return };
-        for orphan in orphans(&node.meta.state(), &present) {
+        for orphan in orphans(&state, &present) {
             if orphan.allocated > 0 && told.insert(orphan.replica) {
                 let (volume, replica, bytes) = (orphan.volume, orphan.replica, orphan.allocated);
                 tracing::warn!(node = %node.config.node, %volume, %replica, bytes, "the pool holds a replica that the metadata do not know; it is left alone");
             }
         }
-        for task in plan(&node.meta.state(), node.config.node, node.pool.id, &present) {
+        for task in plan(&state, node.config.node, node.pool.id, &present) {
             let node = Arc::clone(&node);
             steps.begin(task.replica(), move || async move { carry_out(&node, task).await });
         }

@@ -50,6 +50,7 @@ pub fn refused_status(refused: &Refused) -> Status {
         Refused::Superseded { .. }
         | Refused::WrongState { .. }
         | Refused::IsrChanged { .. }
+        | Refused::ReplicasChanged { .. }
         | Refused::NotHeld { .. }
         | Refused::SnapshotState { .. }
         | Refused::Taking { .. } => Code::Aborted,

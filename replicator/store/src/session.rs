@@ -91,6 +91,10 @@ impl Store {
             let (ours, theirs) = (state.incarnation, hello.incarnation);
             return failed(format!("its incarnation is {ours}, not {theirs}"));
         }
+        if state.sealed < hello.sealed && !planted(Bug::TrustOlderImage) {
+            let (ours, known) = (state.sealed, hello.sealed);
+            return failed(format!("it is an older image: it has sealed {ours}, and once {known}"));
+        }
         if let Some(errno) = self.failure(state) {
             return failed(failure_text(errno));
         }

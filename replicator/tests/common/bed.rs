@@ -107,6 +107,7 @@ impl Bed {
         let member = |(index, node): (usize, &Node)| MemberSpec {
             replica: node.replica,
             incarnation: node.incarnation,
+            sealed: Epoch(0),
             node: node.id,
             address: (index != at).then_some(node.address),
             in_isr: self.isr.contains(&node.replica),

@@ -67,6 +67,8 @@ pub enum Bug {
     RetrySync,
     /// Another pool of the same cluster is taken for one's own (R11).
     TrustSwappedPool,
+    /// An older image of the node's own pool is taken for what the pool was (R11).
+    TrustOlderImage,
     /// A slot is given to a new owner with its earlier owner's bytes (R23).
     ServeDirtySlots,
     /// A slot is used again before the record that freed it is durable (R23).
@@ -120,6 +122,7 @@ impl Bug {
         (Self::SyncSharesPast, "sync-shares-past"),
         (Self::RetrySync, "retry-sync"),
         (Self::TrustSwappedPool, "trust-swapped-pool"),
+        (Self::TrustOlderImage, "trust-older-image"),
         (Self::ServeDirtySlots, "serve-dirty-slots"),
         (Self::ReuseBeforeUnmapped, "reuse-before-unmapped"),
         (Self::SkipChecksums, "skip-checksums"),

@@ -250,6 +250,7 @@ fn decode_hello(fields: &Fields, payload: &[u8]) -> Result<Hello, DecodeError> {
         replica: ReplicaId::from_bytes(id_at(payload, 32)),
         incarnation: Incarnation::from_bytes(id_at(payload, 48)),
         instance: EngineInstance::from_bytes(id_at(payload, 64)),
+        sealed: Epoch(u64_at(payload, 112)),
         epoch: Epoch(fields.a),
         process: Process {
             node: NodeId(fields.b),

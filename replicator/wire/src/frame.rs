@@ -19,8 +19,8 @@ pub const HEADER: usize = 64;
 /// Longest payload of any frame in bytes.
 pub const MAX_PAYLOAD: usize = types::MAX_IO as usize;
 
-/// Payload of a Hello: seven ids.
-pub(crate) const HELLO_LEN: usize = 7 * 16;
+/// Payload of a Hello: seven ids and an epoch.
+pub(crate) const HELLO_LEN: usize = 7 * 16 + 8;
 /// Payload of a request about one snapshot: its id.
 pub(crate) const SNAPSHOT_LEN: usize = 16;
 /// Bytes of each snapshot in a list: id and size.
@@ -175,6 +175,7 @@ fn encode_hello(hello: &Hello) -> (Fields, Option<Buf>) {
     for (chunk, id) in payload.as_mut_slice().chunks_exact_mut(16).zip(ids) {
         chunk.copy_from_slice(id);
     }
+    payload.as_mut_slice()[7 * 16..].copy_from_slice(&hello.sealed.0.to_le_bytes());
     let fields = Fields {
         kind: kind::HELLO,
         small: hello.role as u8,

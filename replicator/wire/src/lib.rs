@@ -18,7 +18,10 @@ pub const VERSIONS: &[(u16, &str)] = &[
     (2, "Hello names the boot and the run of the sender's daemon"),
     (3, "snapshots"),
     (4, "hashes of 128 bits under the engine's key; what a snapshot has allocated"),
-    (5, "regions of a resync target that need no copy are tagged"),
+    (
+        5,
+        "regions of a resync target that need no copy are tagged; Hello says what the replica has sealed",
+    ),
 ];
 
 /// The version that this build speaks. A peer with another one is refused by name.

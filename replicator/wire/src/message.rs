@@ -32,6 +32,9 @@ pub struct Hello {
     pub replica: ReplicaId,
     /// The life of the replica that the sender knows from Raft (R11).
     pub incarnation: Incarnation,
+    /// The epoch that the replica has sealed, as the sender knows from Raft: one that has sealed less is
+    /// an older image of itself and refuses (R11).
+    pub sealed: Epoch,
     /// Epoch that Raft granted to the sender.
     pub epoch: Epoch,
     /// The sender's engine (or, for [`Role::Sealer`], the fencing action).
@@ -231,7 +234,8 @@ pub enum WireError {
         /// What the replica sealed.
         sealed: Epoch,
     },
-    /// The replica is missing, has another incarnation, or had a permanent failure (R11, R13).
+    /// The replica is missing, has another incarnation, is older than what it sealed, or had a permanent
+    /// failure (R11, R13).
     #[error("the replica failed: {reason}")]
     ReplicaFailed {
         /// For people.

@@ -55,6 +55,7 @@ pub const fn hello(n: u8, epoch: u64, role: Role) -> Hello {
         volume: volume(n),
         replica: replica(n),
         incarnation: incarnation(n),
+        sealed: Epoch(0),
         epoch: Epoch(epoch),
         instance: instance(epoch as u8),
         process: process(1),

@@ -63,6 +63,13 @@ impl SimDisk {
         }
     }
 
+    /// A copy of what a reader would find now, on a disk without errors.
+    #[must_use]
+    pub fn image(&self) -> Self {
+        let media = (0..).zip(&self.media).map(|(block, _)| self.view(block).cloned()).collect();
+        Self { media, ..Self::default() }
+    }
+
     /// What a read of the block at `offset` would find; `None` is zeros.
     #[must_use]
     pub fn block(&self, offset: u64) -> Option<&Buf> {

@@ -7,9 +7,7 @@ use crate::node::{Death, Node};
 use crate::plan::{Fault, Kind, Moment, Traffic, Whom};
 use crate::rng::Rng;
 use crate::world::{Event, World, index};
-use store::PoolDisk as _;
-use types::{BLOCK, Buf, ClusterId, PoolId};
-use uuid::Uuid;
+use types::{BLOCK, Buf};
 
 /// A block whose content was damaged on purpose.
 #[derive(Clone, Debug)]
@@ -230,35 +228,8 @@ impl World {
             Kind::ReadError { node, pick } | Kind::Rot { node, pick } => {
                 return self.damage(number, node, pick, matches!(fault.kind, Kind::Rot { .. }));
             }
-            Kind::Swap { node, how } => {
-                let size = self.nodes[node].disk.size();
-                let id = self.nodes[node].id;
-                let state = self.newest_state();
-                let used = state.is_some_and(|state| state.replicas_on(id).next().is_some());
-                // Replicas that are not found fail for good (R11). A pool without any may change.
-                if self.nodes[node].process.is_none() || !used || !self.may_destroy(node) {
-                    return false;
-                }
-                self.kill(node, Death::Kill);
-                let mut other = SimDisk::new(size);
-                let mut rng = Rng::new(how, 1);
-                let (cluster, pool) = (Uuid::from_u128(rng.id()), Uuid::from_u128(rng.id()));
-                let cluster = if how % 3 == 1 { ClusterId(cluster) } else { self.cluster };
-                if how % 3 != 0 {
-                    let options = store::FormatOptions {
-                        cluster,
-                        pool: PoolId(pool),
-                        slot_size: 64 << 10,
-                        force: true,
-                    };
-                    // It cannot fail: the disk is large enough and has no errors.
-                    let _ = store::format(&mut other, &options);
-                }
-                let node = &mut self.nodes[node];
-                node.kept = Some(std::mem::replace(&mut node.disk, other));
-                let n = node.id;
-                self.restart_later(index(n));
-            }
+            Kind::Swap { node, how } => return self.swap(node, how),
+            Kind::Image { node } => return self.take_image(node),
             Kind::Drift { node, ppm } => self.nodes[node].clock.set_drift(now, ppm),
         }
         true
@@ -339,6 +310,7 @@ impl World {
             Kind::ReadError { node, .. } => self.disk_of(node).heal(),
             Kind::Rot { .. } => self.repair(|rotten| rotten.fault == number),
             Kind::Swap { node, .. } => self.swap_back(node),
+            Kind::Image { node } => self.restore(node),
             Kind::Break { .. } | Kind::Freeze { .. } | Kind::Drift { .. } => {}
         }
     }
@@ -347,21 +319,6 @@ impl World {
     fn disk_of(&mut self, n: usize) -> &mut SimDisk {
         let node = &mut self.nodes[n];
         node.kept.as_mut().unwrap_or(&mut node.disk)
-    }
-
-    fn swap_back(&mut self, n: usize) {
-        if self.nodes[n].process.is_some() {
-            self.kill(n, Death::Kill);
-        }
-        let Some(disk) = self.nodes[n].kept.take() else { return };
-        let (id, pool) = (self.nodes[n].id, self.nodes[n].pool);
-        let known = self.newest_state().and_then(|state| state.nodes.get(&id)?.pool);
-        match known {
-            // All its replicas were given up meanwhile: the other disk is its pool now (R11).
-            Some(known) if known.id != pool => self.nodes[n].pool = known.id,
-            _ => self.nodes[n].disk = disk,
-        }
-        self.start_later(n, 10 * MS);
     }
 
     /// Everything is healed: no fault begins any more, those under way end.

@@ -27,5 +27,6 @@ pub mod rng;
 pub mod run;
 pub mod seeds;
 pub mod shrink;
+mod swap;
 pub mod trace;
 pub mod world;

@@ -69,7 +69,7 @@ fn main() -> ExitCode {
     }
     let figures = sum.figures;
     println!(
-        "{:.1} cluster-hours, {} attachments, {} fences, {} resyncs, {} tendings, {} nodes removed, {} snapshots, {} restores, {} errors to consumers, {} losses allowed, {} volumes destroyed",
+        "{:.1} cluster-hours, {} attachments, {} fences, {} resyncs, {} tendings, {} nodes removed, {} snapshots, {} restores, {} older pools, {} errors to consumers, {} losses allowed, {} volumes destroyed",
         figures.time as f64 / SEC as f64 / 3600.0,
         figures.attachments,
         figures.fences,
@@ -78,6 +78,7 @@ fn main() -> ExitCode {
         figures.removals,
         figures.snapshots,
         figures.restores,
+        figures.older_pools,
         figures.errors,
         figures.losses,
         figures.destroyed,

@@ -7,8 +7,9 @@ use crate::disk::SimDisk;
 use crate::meta::{Meta, RaftDisk};
 use crate::rng::Rng;
 use crate::world::Event;
+use std::collections::BTreeMap;
 use store::PoolDisk as _;
-use types::{BootId, EngineInstance, NodeId, PoolId};
+use types::{BootId, EngineInstance, Epoch, NodeId, PoolId, VolumeId};
 use uuid::Uuid;
 
 /// One host.
@@ -25,6 +26,8 @@ pub struct Node {
     pub disk: SimDisk,
     /// The right disk, while another one is plugged in.
     pub kept: Option<SimDisk>,
+    /// What is to be put in its place.
+    pub image: Option<Image>,
     /// Its pool.
     pub pool: PoolId,
     /// The directory of the Raft member.
@@ -55,6 +58,15 @@ pub struct Node {
     pub pool_dead: bool,
     /// A member of the cluster: false before it joins and after it left.
     pub member: bool,
+}
+
+/// A copy of a pool.
+#[derive(Debug)]
+pub struct Image {
+    /// What was on the disk.
+    pub disk: SimDisk,
+    /// The epochs of all volumes then: no replica had sealed a later one.
+    pub epochs: BTreeMap<VolumeId, Epoch>,
 }
 
 /// How a daemon ends.
@@ -89,6 +101,7 @@ impl Node {
             powered: true,
             disk,
             kept: None,
+            image: None,
             pool: PoolId(Uuid::from_u128(rng.id())),
             raft: RaftDisk::default(),
             run: 0,

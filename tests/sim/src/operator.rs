@@ -219,7 +219,8 @@ impl World {
                 && let Some(node) = nodes.first()
             {
                 let replica = self.new_replica(*node);
-                return self.order(Command::AddReplica { volume: id, replica });
+                let added = record.added;
+                return self.order(Command::AddReplica { volume: id, added, replica });
             }
         }
         if self.operator.restless && !self.healing && self.rng.one_in(90) {
@@ -250,7 +251,7 @@ impl World {
         let free: Vec<_> = state.nodes.values().filter(empty).map(|n| n.node).collect();
         if let (Some((from, _)), Some(node)) = (self.rng.pick(&here), self.rng.pick(&free)) {
             let to = self.new_replica(node);
-            self.order(Command::MoveReplica { volume, from, to });
+            self.order(Command::MoveReplica { volume, added: record.added, from, to });
         }
     }
 

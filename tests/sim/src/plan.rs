@@ -48,6 +48,8 @@ pub enum Kind {
     Rot { node: usize, pick: u64 },
     /// The daemon is killed and finds another disk: blank, or of another pool or cluster.
     Swap { node: usize, how: u64 },
+    /// The pool is copied, and when the fault ends the daemon is killed and finds that copy.
+    Image { node: usize },
     /// The host's clock runs at another rate.
     Drift { node: usize, ppm: i64 },
     /// Raft and calls of a node get nowhere; data do.
@@ -118,6 +120,7 @@ impl Kind {
             | Self::ReadError { node, .. }
             | Self::Rot { node, .. }
             | Self::Swap { node, .. }
+            | Self::Image { node }
             | Self::Drift { node, .. }
             | Self::Mute { node } => *node = aim,
             Self::CutOneWay { from: a, to: b, .. }
@@ -403,9 +406,13 @@ impl Plan {
             83..85 => Kind::SyncError { node },
             85..90 => Kind::ReadError { node, pick: rng.bits() },
             90..95 => Kind::Rot { node, pick: rng.bits() },
-            95..97 => Kind::Swap { node, how: rng.bits() },
+            95 => Kind::Swap { node, how: rng.bits() },
+            96 => Kind::Image { node },
             _ => Kind::Drift { node, ppm: rng.between(0, 40_000) as i64 - 20_000 },
         };
+        // For an image, long enough for later epochs.
+        let restored = matches!(kind, Kind::Image { .. });
+        let lasts = if restored { rng.between(2_000, 40_000) * MS } else { lasts };
         Fault { at, lasts, kind, whom: None, when: None }
     }
 

@@ -50,6 +50,7 @@ impl Sum {
         sum.tendings += one.tendings;
         sum.removals += one.removals;
         sum.restores += one.restores;
+        sum.older_pools += one.older_pools;
         sum.losses += one.losses;
         sum.time += one.time;
         if let Some(text) = &outcome.violation {

@@ -76,6 +76,8 @@ pub struct Figures {
     pub tendings: u64,
     /// Volumes that were filled from a snapshot, and compared with it.
     pub restores: u64,
+    /// Pools whose place an older image of them took.
+    pub older_pools: u64,
     /// Nodes that were gone for good and are removed.
     pub removals: u64,
     /// Snapshots that were taken.

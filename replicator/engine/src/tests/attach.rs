@@ -1,5 +1,6 @@
 //! Scenarios of attach, fencing, stop (R2, R3, R8, R10, R14, R20, R22).
 
+use super::replica::Replica;
 use super::world::{RaftMode, SIZE, World};
 use crate::Input;
 use core::time::Duration;
@@ -373,4 +374,37 @@ fn a_frozen_process_does_not_blame_its_peers() {
     assert_eq!(world.result(write), Some(Ok(())), "{:?}", world.slots[slot].failed);
     assert_eq!(world.result(read), Some(Ok(())));
     assert_eq!(world.isr(), [0, 1]);
+}
+
+/// R11: a copy that comes back as an older image of itself counts for nothing any more.
+#[test]
+fn an_older_image_is_failed_at_attach() {
+    let (mut world, slot) = World::active(2);
+    let write = world.write(slot, 3, 2, false);
+    world.run(ms(20));
+    assert_eq!(world.result(write), Some(Ok(())));
+    world.slots[slot].alive = false;
+    let size = world.size;
+    world.restore(0, Replica::new(size));
+    let next = world.attach(0, &[]);
+    world.run(ms(8000));
+    assert!(world.slots[next].engine.is_active(), "{:?}", world.slots[next].failed);
+    assert_eq!((world.isr(), world.slots[next].replica_failed[0]), (vec![1], 0));
+    let read = world.read(next, 3);
+    world.run(ms(20));
+    assert_eq!(world.result(read), Some(Ok(())), "what was written, as the history knows");
+}
+
+/// Likewise within one attachment: Raft knows nothing of its eras, the engine does.
+#[test]
+fn an_older_image_is_failed_where_an_engine_knows_it() {
+    let (mut world, slot) = World::active(2);
+    world.write(slot, 3, 2, false);
+    world.run(ms(20));
+    let image = world.replicas[1].clone();
+    world.run(ms(35_000));
+    assert_eq!(world.replicas[1].eras.len(), 1);
+    world.restore(1, image);
+    world.run(ms(5000));
+    assert_eq!((world.isr(), world.slots[slot].replica_failed[0]), (vec![0], 1));
 }

@@ -31,6 +31,7 @@ pub(super) struct Session {
     pub(super) sealed: bool,
 }
 
+#[derive(Clone)]
 pub(super) struct Replica {
     pub(super) size: u64,
     pub(super) blocks: BTreeMap<u64, Cell>,
@@ -144,6 +145,9 @@ impl Replica {
     pub(super) fn hello(&mut self, key: SessionKey, hello: Hello) -> Result<(), WireError> {
         let (epoch, instance) = self.sealed;
         let older = hello.epoch < epoch || (hello.epoch == epoch && hello.instance != instance);
+        if epoch < hello.sealed {
+            return Err(WireError::ReplicaFailed { reason: "an older image".to_owned() });
+        }
         if hello.role != Role::Reader && older {
             return Err(WireError::Fenced { sealed: epoch });
         }

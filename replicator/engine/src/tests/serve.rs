@@ -1,6 +1,6 @@
 //! The replicas' side of the world, and how it breaks.
 
-use super::replica::SessionKey;
+use super::replica::{Replica, SessionKey};
 use super::world::{Event, World};
 use crate::{Input, LinkId};
 use core::time::Duration;
@@ -57,6 +57,16 @@ impl World {
 
     pub(super) fn revive(&mut self, replica: usize) {
         self.replicas[replica].alive = true;
+    }
+
+    /// Its process is killed and finds another pool.
+    pub(super) fn restore(&mut self, replica: usize, image: Replica) {
+        self.kill(replica, false);
+        let process = self.replicas[replica].process;
+        self.replicas[replica] = image;
+        self.replicas[replica].kill();
+        self.replicas[replica].process = process;
+        self.revive(replica);
     }
 
     pub(super) fn silence(&mut self, replica: usize, time: Duration) {

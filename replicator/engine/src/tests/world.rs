@@ -95,6 +95,8 @@ pub(super) struct Raft {
     pub(super) epoch: Epoch,
     pub(super) version: IsrVersion,
     pub(super) isr: BTreeSet<usize>,
+    /// What each replica that was in sync had sealed then (R11).
+    pub(super) sealed: BTreeMap<usize, Epoch>,
     pub(super) mode: RaftMode,
     /// How often engines proposed a change of the ISR.
     pub(super) proposals: u64,
@@ -182,6 +184,7 @@ impl World {
                 epoch: Epoch(0),
                 version: IsrVersion(0),
                 isr: isr.iter().copied().collect(),
+                sealed: BTreeMap::new(),
                 mode: RaftMode::Normal,
                 proposals: 0,
             },
@@ -210,6 +213,7 @@ impl World {
         MemberSpec {
             replica: replica_id(index),
             incarnation: Incarnation::default(),
+            sealed: self.raft.sealed.get(&index).copied().unwrap_or_default(),
             node: NodeId(index as u64),
             address: (index != node).then(|| ([127, 0, 0, 1], index as u16 + 1).into()),
             in_isr: self.raft.isr.contains(&index),
@@ -536,6 +540,8 @@ impl World {
             Event::CommitActivate { slot, isr } => {
                 if self.slots[slot].epoch == self.raft.epoch {
                     self.raft.isr = isr.into_iter().map(index_of).collect();
+                    let sealed = self.raft.isr.iter().map(|index| (*index, self.raft.epoch));
+                    self.raft.sealed.extend(sealed);
                     self.raft.version.0 += 1;
                     self.history.activated(slot);
                     let due = self.raft_delay();
@@ -566,6 +572,7 @@ impl World {
                 }
                 IsrChange::Grow(add) => {
                     assert!(self.raft.isr.insert(index_of(*add)));
+                    self.raft.sealed.insert(index_of(*add), self.raft.epoch);
                     self.check_committed(index_of(*add));
                 }
             }

@@ -239,8 +239,11 @@ impl Change {
             return Err(not_eligible(found, replica, "it is not ready"));
         }
         let node = entry.node;
-        self.volume(state, volume)?.attachment =
-            Attachment::Fenced { holder, sealed: Some(replica) };
+        let found = self.volume(state, volume)?;
+        found.attachment = Attachment::Fenced { holder, sealed: Some(replica) };
+        if let Some(entry) = found.replicas.get_mut(&replica) {
+            entry.sealed = epoch;
+        }
         let about = Some((volume, epoch));
         let message = format!("replica {replica} sealed; node {holder} can write no more");
         self.event(state, EventKind::Sealed, about, Some(node), message);
@@ -352,7 +355,8 @@ impl Change {
         Ok(Done::Isr { isr_version })
     }
 
-    /// Notes the boot of a host whose replica is in sync from now on.
+    /// Notes the boot of a host whose replica is in sync from now on, and that it has sealed the epoch under
+    /// which it is: no engine asks for a replica that has not (R2, R5).
     fn joins(
         &mut self,
         state: &mut State,
@@ -362,8 +366,11 @@ impl Change {
         let nodes = &state.nodes;
         let found = state.volumes.get(&volume).and_then(|v| v.replicas.get(&replica));
         let boot = found.and_then(|r| nodes.get(&r.node)).map(|node| node.boot);
-        if let Some(entry) = self.volume(state, volume)?.replicas.get_mut(&replica) {
+        let found = self.volume(state, volume)?;
+        let epoch = found.epoch;
+        if let Some(entry) = found.replicas.get_mut(&replica) {
             entry.boot = boot.unwrap_or_default();
+            entry.sealed = epoch;
         }
         Ok(())
     }

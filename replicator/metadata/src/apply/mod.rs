@@ -104,7 +104,9 @@ impl Change {
             Command::ReplicaFailed { replica, reason } => {
                 self.replica_failed(state, *replica, reason)
             }
-            Command::AddReplica { volume, replica } => self.add_replica(state, *volume, replica),
+            Command::AddReplica { volume, added, replica } => {
+                self.add_replica(state, *volume, *added, replica)
+            }
             Command::RemoveReplica { volume, replica, isr_version } => {
                 self.remove_replica(state, *volume, *replica, *isr_version)
             }
@@ -114,8 +116,8 @@ impl Change {
             Command::LimitVolume { volume, iops, bandwidth } => {
                 self.limit_volume(state, *volume, *iops, *bandwidth)
             }
-            Command::MoveReplica { volume, from, to } => {
-                self.move_replica(state, *volume, *from, to)
+            Command::MoveReplica { volume, added, from, to } => {
+                self.move_replica(state, *volume, *added, *from, to)
             }
             Command::ReleaseReplica { volume, replica, isr_version } => {
                 self.release_replica(state, *volume, *replica, *isr_version)

@@ -8,7 +8,7 @@ use crate::outcome::{Outcome, Refused};
 use crate::state::{
     Attachment, Lifecycle, NodeStatus, PoolClass, Replica, ReplicaState, State, Volume,
 };
-use types::{BootId, IsrVersion, ReplicaId, VolumeId};
+use types::{BootId, Epoch, IsrVersion, ReplicaId, VolumeId};
 
 impl Change {
     pub(super) fn modify_volume(
@@ -50,12 +50,13 @@ impl Change {
         &mut self,
         state: &mut State,
         volume: VolumeId,
+        added: u64,
         new: &NewReplica,
     ) -> Outcome {
         if is_there(find(state, volume)?, new) {
             return OK;
         }
-        check_new(state, volume, new)?;
+        check_new(state, volume, added, new)?;
         let message = format!("replica {} is to be made and resynced", new.replica);
         self.insert(state, volume, new, message)
     }
@@ -65,6 +66,7 @@ impl Change {
         &mut self,
         state: &mut State,
         volume: VolumeId,
+        added: u64,
         from: ReplicaId,
         to: &NewReplica,
     ) -> Outcome {
@@ -72,7 +74,7 @@ impl Change {
         if is_there(found, to) {
             return OK;
         }
-        check_new(state, volume, to)?;
+        check_new(state, volume, added, to)?;
         let entry = found.replicas.get(&from).ok_or(Refused::NoReplica { replica: from })?;
         let not = |reason: &str| {
             Err(Refused::NotEligible { volume, replica: from, reason: reason.to_owned() })
@@ -108,8 +110,10 @@ impl Change {
             size: found.reserved(),
             leaving: false,
             boot: BootId::default(),
+            sealed: Epoch(0),
         };
         found.replicas.insert(new.replica, replica);
+        found.added += 1;
         let about = Some((volume, found.epoch));
         self.event(state, EventKind::ReplicaAdded, about, Some(new.node), message);
         OK
@@ -218,10 +222,13 @@ fn is_there(volume: &Volume, new: &NewReplica) -> bool {
 }
 
 /// Whether `volume` may get a replica where `new` says.
-fn check_new(state: &State, volume: VolumeId, new: &NewReplica) -> Result<(), Refused> {
+fn check_new(state: &State, volume: VolumeId, added: u64, new: &NewReplica) -> Result<(), Refused> {
     let found = find(state, volume)?;
     if found.lifecycle != Lifecycle::Live {
         return Err(not_live(found));
+    }
+    if found.added != added {
+        return Err(Refused::ReplicasChanged { volume, current: found.added });
     }
     let there = |r: &Replica| r.node == new.node && r.state != ReplicaState::Deleting;
     if found.replicas.values().any(there) {

@@ -167,6 +167,7 @@ impl Change {
                 size: wanted.size,
                 leaving: false,
                 boot: BootId::default(),
+                sealed: Epoch(0),
             };
             if map.insert(new.replica, replica).is_some() {
                 return Err(Refused::IdReused {
@@ -194,6 +195,7 @@ impl Change {
                 isr: map.keys().copied().collect(),
                 isr_version: IsrVersion(1),
                 replicas: map,
+                added: 0,
                 attachment: Attachment::Detached,
                 internal: false,
                 clean: true,

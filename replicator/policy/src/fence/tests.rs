@@ -10,6 +10,7 @@ fn candidate(node: u64) -> Candidate {
     Candidate {
         replica: replica(node),
         incarnation: incarnation(node),
+        sealed: Epoch(1),
         node: NodeId(node),
         address: (NodeId(node) != HERE).then(|| format!("10.0.0.{node}:7421").parse().unwrap()),
     }

@@ -28,6 +28,11 @@ fn present() -> ReplicaInfo {
     }
 }
 
+/// As one that has been attached once.
+fn used() -> ReplicaInfo {
+    ReplicaInfo { sealed: Epoch(1), ..present() }
+}
+
 fn failure(reason: &str) -> Vec<Task> {
     vec![Task::Fail { replica: replica(1), reason: reason.to_owned() }]
 }
@@ -58,6 +63,25 @@ fn a_ready_replica_must_be_there_as_recorded() {
     assert_eq!(plan(state, HERE, &[other]), failure("the pool holds another incarnation"));
     let broken = ReplicaInfo { failed: Some("EIO".to_owned()), ..present() };
     assert_eq!(plan(state, HERE, &[broken]), failure("EIO"));
+}
+
+/// R11: it has the ids, the incarnation and an earlier promise.
+#[test]
+fn an_older_image_of_a_replica_fails() {
+    let mut cluster = Cluster::new();
+    cluster.volume(&[1, 2]);
+    let tasks = |cluster: &Cluster, sealed| {
+        plan(&cluster.state, HERE, &[ReplicaInfo { sealed: Epoch(sealed), ..present() }])
+    };
+    for (epoch, older) in [(1, 0), (2, 1)] {
+        let granted = cluster.attach(1);
+        assert_eq!(granted, Epoch(epoch));
+        assert_eq!(tasks(&cluster, epoch), []);
+        assert_eq!(tasks(&cluster, epoch + 1), [], "the next attachment is under way");
+        let reason = "the pool holds an older image of it: it has sealed epoch";
+        assert_eq!(tasks(&cluster, older), failure(&format!("{reason} {epoch}, that one {older}")));
+        cluster.detach();
+    }
 }
 
 /// R11: what is made in a pool that stands in for the right one would be taken for it later, and what is
@@ -135,7 +159,7 @@ fn with_snapshots() -> (Cluster, ReplicaInfo) {
     cluster.attach(1);
     cluster.snapshot(1, false);
     cluster.snapshot(2, false);
-    (cluster, ReplicaInfo { snapshots: vec![snapshot(1), snapshot(2)], ..present() })
+    (cluster, ReplicaInfo { snapshots: vec![snapshot(1), snapshot(2)], ..used() })
 }
 
 #[test]
@@ -148,7 +172,7 @@ fn a_deleted_snapshot_is_dropped_where_it_is() {
     cluster.done(Command::DeleteSnapshot { snapshot: snapshot(1) });
     let drop = Task::DropSnapshot { replica: replica(1), snapshot: snapshot(1), recorded: true };
     assert_eq!(here(&cluster, &found), std::slice::from_ref(&drop));
-    assert_eq!(here(&cluster, &present()), std::slice::from_ref(&drop), "the report is still due");
+    assert_eq!(here(&cluster, &used()), std::slice::from_ref(&drop), "the report is still due");
     assert_eq!(drop.question(), None);
     let Report::Propose(report) = drop.report(&Ok(())) else { panic!("it is to be reported") };
     cluster.done(report);

@@ -379,7 +379,7 @@ fn what_is_lost_goes_before_what_is_there() {
 fn a_copy_is_moved_by_growing_before_shrinking() {
     let mut cluster = attached(2);
     let to = NewReplica { replica: replica(3), incarnation: incarnation(3), node: NodeId(3) };
-    let order = Command::MoveReplica { volume: VOLUME, from: replica(2), to };
+    let order = Command::MoveReplica { volume: VOLUME, added: 0, from: replica(2), to };
     cluster.done(order.clone());
     cluster.done(order);
     assert_eq!(cluster.next(&[]), "nothing", "being made");
@@ -398,7 +398,7 @@ fn a_move_whose_target_is_lost_finds_another() {
     let mut cluster = attached(2);
     cluster.done(Command::RegisterNode(info(4)));
     let to = NewReplica { replica: replica(3), incarnation: incarnation(3), node: NodeId(3) };
-    cluster.done(Command::MoveReplica { volume: VOLUME, from: replica(2), to });
+    cluster.done(Command::MoveReplica { volume: VOLUME, added: 0, from: replica(2), to });
     cluster.ready(3);
     cluster.failed(3);
     assert_eq!(cluster.next(&[]), "add on 4");

@@ -100,7 +100,8 @@ impl ControlService {
                 placed.first().copied().unwrap_or_default()
             }
         };
-        let order = Command::MoveReplica { volume, from: old.replica, to: new_replica(to) };
+        let (added, from) = (record.added, old.replica);
+        let order = Command::MoveReplica { volume, added, from, to: new_replica(to) };
         self.0.proposer.propose(order, COMMAND).await?;
         self.shown(volume)
     }

@@ -38,8 +38,10 @@ fn a_wrong_hello_is_refused_by_name() {
         _ => "other",
     };
     type Row = (fn(&mut Hello), Option<&'static str>);
-    let table: [Row; 9] = [
+    let table: [Row; 11] = [
         (|_| (), None),
+        (|hello| hello.sealed = Epoch(5), None),
+        (|hello| (hello.epoch, hello.sealed) = (Epoch(7), Epoch(6)), Some("failed")),
         (|hello| hello.epoch = Epoch(6), None),
         (|hello| hello.role = Role::Sealer, None),
         (|hello| hello.epoch = Epoch(4), Some("fenced")),

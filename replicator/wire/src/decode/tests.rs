@@ -9,6 +9,7 @@ fn samples() -> Vec<Frame> {
         replica: ReplicaId::from_bytes([3; 16]),
         incarnation: Incarnation::from_bytes([4; 16]),
         instance: EngineInstance::from_bytes([5; 16]),
+        sealed: Epoch(6),
         epoch: Epoch(7),
         process: Process {
             node: NodeId(3),

@@ -311,6 +311,7 @@ impl World {
                 volume,
                 replica: candidate.replica,
                 incarnation: candidate.incarnation,
+                sealed: candidate.sealed,
                 epoch,
                 instance: fence_instance(volume, epoch),
                 process: self.nodes[n].identity(),

@@ -155,6 +155,31 @@ fn shrink_and_grow() {
     );
 }
 
+/// R11: what a replica must have sealed, by which an older image of it is known.
+#[test]
+fn what_was_relied_on_is_remembered() {
+    let sealed = |story: &Story| {
+        let of = |name| story.volume().replicas[&replica(name)].sealed.0;
+        (of('a'), of('b'))
+    };
+    let mut story = Story::new();
+    for (step, expected) in [
+        ("begin 1", (0, 0)),
+        ("activate ab", (1, 1)),
+        ("shrink b", (1, 1)),
+        ("detach dirty", (1, 1)),
+        ("begin 1", (1, 1)),
+        ("activate a", (2, 1)),
+        ("grow b", (2, 2)),
+        ("lost 1", (2, 2)),
+        ("fence", (2, 2)),
+        ("sealed b", (2, 3)),
+    ] {
+        story.must(step);
+        assert_eq!(sealed(&story), expected, "after {step}");
+    }
+}
+
 #[test]
 fn the_failover_as_a_whole() {
     let mut story = Story::new();

@@ -8,8 +8,8 @@
 //! begin N [internal] | activate RR | detach clean|dirty | fence | sealed R | shrink RR | grow R
 //! snap S [as=NAME] [hidden] | taken S RR | abort S | unsnap S | dropped S R | filled
 //! ```
-//! `@E`, `vV` and `iI` give an epoch, an ISR version or an engine other than the current one, `#ID` another
-//! volume. Each step but the last must succeed.
+//! `@E`, `vV`, `+N` and `iI` give an epoch, an ISR version, a count of added replicas or an engine other
+//! than the current one, `#ID` another volume. Each step but the last must succeed.
 
 use crate::*;
 use std::collections::BTreeMap;
@@ -203,12 +203,14 @@ impl Story {
         let known = self.state.volumes.get(&volume);
         let mut epoch = known.map_or(Epoch(0), |v| v.epoch);
         let mut isr_version = known.map_or(IsrVersion(0), |v| v.isr_version);
+        let mut added = known.map_or(0, |v| v.added);
         let mut instance = known.and_then(|v| v.attachment.instance());
         let mut words = Vec::new();
         for text in step.split_whitespace() {
             let rest = || text[1..].parse::<u64>();
             match text.as_bytes()[0] {
                 b'#' => {}
+                b'+' => added = rest().unwrap(),
                 b'@' => epoch = Epoch(rest().unwrap()),
                 b'v' if rest().is_ok() => isr_version = IsrVersion(rest().unwrap()),
                 b'i' if rest().is_ok() => {
@@ -239,7 +241,7 @@ impl Story {
             "failed" => Command::ReplicaFailed { replica: replica(), reason: "test".into() },
             "add" => {
                 let replica = new_replica(argument(1).chars().next().unwrap());
-                Command::AddReplica { volume, replica }
+                Command::AddReplica { volume, added, replica }
             }
             "remove-replica" => Command::RemoveReplica { volume, replica: replica(), isr_version },
             "modify" => {
@@ -261,7 +263,7 @@ impl Story {
             }
             "move" => {
                 let to = new_replica(argument(2).chars().next().unwrap());
-                Command::MoveReplica { volume, from: replica(), to }
+                Command::MoveReplica { volume, added, from: replica(), to }
             }
             "release" => Command::ReleaseReplica { volume, replica: replica(), isr_version },
             "delete" => Command::DeleteVolume { volume },

@@ -79,6 +79,13 @@ fn replicas() {
             ("remove-replica a", "NotEligible"),
             ("remove-replica z", "Ok"),
             ("add c; remove-replica c; deleted c", "Ok"),
+            // A repeat that comes late makes nothing again (R11).
+            ("add c +0; add c +0", "Ok"),
+            ("add c +0; remove-replica c; deleted c; add c +0", "ReplicasChanged"),
+            (
+                "begin 1; activate ab; move a c +0; remove-replica c; deleted c; move a c +0",
+                "ReplicasChanged",
+            ),
             ("failed a; remove-replica a", "Ok"),
             ("failed a; remove-replica a v1", "IsrChanged"),
             ("failed a; remove-replica a; remove-replica a v1", "Ok"),

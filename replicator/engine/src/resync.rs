@@ -139,8 +139,8 @@ impl Engine {
         let source = resync.source;
         let sealed = |index: usize| self.members[index].info.map(|info| info.last_sealed);
         let (Some(of_source), Some(of_target)) = (sealed(source), sealed(target)) else { return };
-        // The source may have lost power too, and with it writes of an era that was sealed on the
-        // target only: the lower seal counts.
+        // What one side alone has sealed, both had synced before (R18): the lower seal is a second line of
+        // defence, and what lies between the two is compared in vain.
         let above = if planted(Bug::DirtySinceAttach) {
             Tag { epoch: self.config.epoch, era: Era(0) }
         } else {

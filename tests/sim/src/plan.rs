@@ -182,6 +182,8 @@ pub enum Theme {
     Elections,
     /// Nothing can be decided while a copy is lost and an era ends; then the copy that sealed it is lost.
     LateSeal,
+    /// Slots change hands on disks that fall behind, until power is lost (R23).
+    Reuse,
 }
 
 impl Theme {
@@ -194,6 +196,7 @@ impl Theme {
             5..8 => Self::Promises,
             8 => Self::Elections,
             9..11 => Self::LateSeal,
+            11 => Self::Reuse,
             _ => Self::Mixture,
         }
     }
@@ -348,6 +351,16 @@ impl Plan {
                 let lasts = if rng.chance(50) { short } else { long };
                 faults.push(Fault { when, ..fault(kind, lasts) });
                 long
+            }
+            Theme::Reuse => {
+                let by = rng.between(20, 600) * MS;
+                let lasts = rng.between(1_000, 4_000) * MS;
+                let whom = Some(if rng.chance(70) { Whom::Member } else { Whom::Holder });
+                faults.push(Fault { whom, ..fault(Kind::SlowDisk { node, by }, lasts) });
+                let at = at + 300 * MS + rng.below(lasts);
+                let away = rng.between(20, 2_500) * MS;
+                faults.push(Fault { at, whom, ..fault(Kind::Power { node }, away) });
+                lasts + 2 * SEC
             }
             _ => {
                 // A copy is lost, with what was not flushed, in the moment before an era ends, and nobody can

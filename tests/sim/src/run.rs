@@ -94,13 +94,24 @@ impl World {
         let count = [3, 3, 3, 4, 4, 5, 5, 7][rng.below(8) as usize];
         let founders = if count > 3 { rng.between(3, count.min(5)) } else { 3 };
         let cluster = ClusterId(Uuid::from_u128(rng.id()));
-        let slot_size = if rng.chance(70) { 64 << 10 } else { 256 << 10 };
+        let small_slots = rng.chance(70);
         let length = rng.between(90, 240) * SEC;
         let mut plan = Plan::random(count as usize, 6 * SEC, length, &mut Rng::new(seed, 2));
         // In a tight pool slots are used again as soon as they are free.
-        let tight = rng.chance(if plan.theme == Theme::Promises { 20 } else { 5 });
+        let tight = match plan.theme {
+            Theme::Reuse => 100,
+            Theme::Promises => 20,
+            _ => 5,
+        };
+        let tight = rng.chance(tight);
         let small = tight || rng.chance(15);
-        let pool_bytes = if small { 20 << 20 } else { 48 << 20 };
+        let reuse = plan.theme == Theme::Reuse;
+        let slot_size = if small_slots && !reuse { 64 << 10 } else { 256 << 10 };
+        let pool_bytes = match (reuse, small) {
+            (true, _) => 16 << 20,
+            (_, true) => 20 << 20,
+            _ => 48 << 20,
+        };
         let voters: Vec<NodeId> = (1..=founders).map(NodeId).collect();
         let mut nodes = Vec::new();
         for id in 1..=count {
@@ -116,7 +127,8 @@ impl World {
         let habits = Habits::random(plan.theme, &mut rng);
         let mut operator = Operator { habits, ..Operator::default() };
         if tight {
-            operator.habits = Habits { slowness: 1, discards: 60, ..operator.habits };
+            let discards = if reuse { rng.between(5, 40) } else { 60 };
+            operator.habits = Habits { slowness: 1, discards, ..operator.habits };
         }
         operator.restless = rng.chance(30) || operator.habits.rests > 0;
         operator.snapshots = !small && Rng::new(seed, 5).chance(40);
@@ -124,7 +136,12 @@ impl World {
         let mut checks = Checks::default();
         for _ in 0..if tight { 1 } else { rng.between(1, 2) } {
             let id = VolumeId(Uuid::from_u128(rng.id()));
-            let size = if tight { 16 } else { rng.between(4, 16) } << 20;
+            let size = match plan.theme {
+                // More than there is: whoever gives a slot back gives it to somebody who waits for it.
+                Theme::Reuse => 48,
+                _ if tight => 16,
+                _ => rng.between(4, 16),
+            } << 20;
             let repl = if rng.chance(75) { 2 } else { 3 };
             let hot = match (tight, small) {
                 (true, _) => 900,
@@ -222,6 +239,7 @@ impl World {
         }
         self.repair_unverified(n);
         self.check_returned(n);
+        self.check_slots(n);
         self.resume_clients(n);
         for (delay, event) in [
             (self.rng.below(100), Event::Tick { node: n, run }),

@@ -6,6 +6,7 @@ pub mod epochs;
 pub mod eras;
 pub mod isr;
 pub mod metadata;
+pub mod slots;
 pub mod snapshots;
 pub mod tags;
 

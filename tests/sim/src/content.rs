@@ -6,6 +6,7 @@
 //! blocks that are written whole have the same CRC32C, as pages of databases may have: nothing that compares
 //! by it can tell them apart.
 
+use core::fmt;
 use types::{BLOCK, Buf, BufMut, crc32c};
 
 const SECTOR: usize = 512;
@@ -53,6 +54,31 @@ pub enum Content {
     Torn([u64; 8]),
 }
 
+/// What a block holds that was never written there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alien {
+    /// No consumer's write.
+    Nobody,
+    /// A write to this block of this volume.
+    Other {
+        /// Index of the volume.
+        volume: u32,
+        /// Index of the block.
+        block: u32,
+    },
+}
+
+impl fmt::Display for Alien {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nobody => f.write_str("bytes that nobody wrote"),
+            Self::Other { volume, block } => {
+                write!(f, "a write to block {block} of volume {volume}")
+            }
+        }
+    }
+}
+
 /// `count` blocks from `stamp.block` on.
 #[must_use]
 pub fn payload(stamp: Stamp, count: u32) -> Buf {
@@ -69,8 +95,16 @@ pub fn payload(stamp: Stamp, count: u32) -> Buf {
 /// Reads a block of `volume` back.
 ///
 /// # Errors
-/// What is in it that was never written there.
+/// What is in it that was never written there, in words.
 pub fn parse(bytes: &[u8], volume: u32, block: u32) -> Result<Content, String> {
+    inspect(bytes, volume, block).map_err(|alien| alien.to_string())
+}
+
+/// Likewise.
+///
+/// # Errors
+/// What is in it that was never written there.
+pub fn inspect(bytes: &[u8], volume: u32, block: u32) -> Result<Content, Alien> {
     let mut seen = [0; 8];
     for (sector, write) in bytes.chunks_exact(SECTOR).zip(&mut seen) {
         *write = parse_sector(sector, volume, block)?;
@@ -81,11 +115,11 @@ pub fn parse(bytes: &[u8], volume: u32, block: u32) -> Result<Content, String> {
     Ok(Content::Torn(seen))
 }
 
-fn parse_sector(sector: &[u8], volume: u32, block: u32) -> Result<u64, String> {
+fn parse_sector(sector: &[u8], volume: u32, block: u32) -> Result<u64, Alien> {
     let (stamps, _) = sector.as_chunks::<STAMP>();
     let first = stamps[0];
     if stamps.iter().any(|stamp| *stamp != first) {
-        return Err("bytes that nobody wrote".to_owned());
+        return Err(Alien::Nobody);
     }
     if first == [0; STAMP] {
         return Ok(0);
@@ -93,10 +127,10 @@ fn parse_sector(sector: &[u8], volume: u32, block: u32) -> Result<u64, String> {
     let word =
         |at: usize| u32::from_le_bytes([first[at], first[at + 1], first[at + 2], first[at + 3]]);
     if word(0) != MAGIC || word(CRC) != crc32c(&first[..CRC]) {
-        return Err("bytes that nobody wrote".to_owned());
+        return Err(Alien::Nobody);
     }
     if (word(4), word(8)) != (volume, block) {
-        return Err(format!("a write to block {} of volume {}", word(8), word(4)));
+        return Err(Alien::Other { volume: word(4), block: word(8) });
     }
     Ok(u64::from(word(16)) | u64::from(word(20)) << 32)
 }

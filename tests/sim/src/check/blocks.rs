@@ -286,6 +286,12 @@ impl Blocks {
         }
     }
 
+    /// Whether anything that was acknowledged has not been flushed.
+    #[must_use]
+    pub fn owes_something(&self) -> bool {
+        self.owes(self.now)
+    }
+
     /// Whether anything that was acknowledged by `moment` has not been flushed.
     fn owes(&self, moment: Moment) -> bool {
         let blocks = self.dirty.iter().filter_map(|index| self.blocks.get(index));

@@ -11,8 +11,8 @@
 //! - a device that outlives its daemon is not resumed if every whole copy lost its memory when not all that was
 //!   acknowledged had been flushed, and serves nothing if that happened while it was being resumed (R10);
 //! - data is read only from in-sync replicas: for consumers and as the source of a resync;
-//! - the set is never empty, and an ISR without a whole member is committed only if every whole one
-//!   was out of order a moment ago, or was given up by order in the moment in which the others' hosts died: only then acknowledged and unflushed writes may be lost.
+//! - the set is never empty, and an ISR without a whole member is committed, while not all that was
+//!   acknowledged has been flushed, only if every whole one was out of order a moment ago, or was given up by order in the moment in which the others' hosts died: only then acknowledged and unflushed writes may be lost.
 //!
 //! Not checked: replicas whose daemon does not run (looked at when it does, or by their effects),
 //! and blocks in which rot was injected.
@@ -209,7 +209,9 @@ impl World {
         let was_whole = known.whole.clone();
         let granted = known.granted;
         known.whole.retain(|replica| record.isr.contains(replica));
-        let none_left = known.whole.is_empty() && joined.is_empty();
+        // A loss of memory takes nothing from a copy if all that was acknowledged had been flushed.
+        let nobody = known.whole.is_empty() && joined.is_empty();
+        let none_left = nobody && self.checks.blocks[volume].owes_something();
         let nodes = known.nodes.clone();
         if let Some(moment) = happened {
             self.moment(moment);
@@ -290,7 +292,7 @@ impl World {
             } else {
                 whole.extend(joined.iter().filter(sound));
             }
-            if none_left { record.isr.clone() } else { whole }
+            if nobody { record.isr.clone() } else { whole }
         };
         let concerned = if activated {
             whole.clone()

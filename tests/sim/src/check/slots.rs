@@ -4,24 +4,24 @@
 //! sealed era lies where the bytes of another block, or of another volume, are. A resync would put that right
 //! before anybody reads it, mostly.
 //!
-//! Not checked: blocks whose checksum is known, which give an error then; what is in a sealed era; volumes
-//! that were filled from a snapshot, whose blocks are their source's.
+//! Not checked: blocks whose checksum is known, which give an error then; what is in a sealed era; blocks
+//! with injected rot; volumes that were filled from a snapshot, whose blocks are their source's.
 
-use crate::content;
+use crate::content::{Alien, inspect};
 use crate::world::World;
 use types::{BLOCK, REGION, ReplicaId};
 
 impl World {
     /// Node `n` has opened its pool.
     pub(crate) fn check_slots(&mut self, n: usize) {
-        let Some((replica, block, text)) = self.foreign_block(n) else { return };
+        let Some((replica, block, alien)) = self.foreign_block(n) else { return };
         self.violation(format!(
-            "slots: block {block} of replica {replica} on node {} lies in a slot that holds {text}",
+            "slots: block {block} of replica {replica} on node {} lies where {alien} is",
             n + 1
         ));
     }
 
-    fn foreign_block(&self, n: usize) -> Option<(ReplicaId, u64, String)> {
+    fn foreign_block(&self, n: usize) -> Option<(ReplicaId, u64, Alien)> {
         let node = &self.nodes[n];
         let store = &node.process.as_ref()?.data.store;
         for info in store.replicas() {
@@ -36,12 +36,12 @@ impl World {
                     let place = store.locate(info.replica, None, block * BLOCK).flatten();
                     let Some(at) = place.map(|place| place.offset) else { continue };
                     let Some(found) = node.disk.block(at) else { continue };
-                    let rotten = || self.rotten.iter().any(|rotten| rotten.bad == *found);
-                    if let Err(text) = content::parse(found.as_slice(), volume as u32, block as u32)
-                        && !store.verifies(at)
-                        && !rotten()
-                    {
-                        return Some((info.replica, block, text));
+                    // Bits that rot are nobody's.
+                    let alien = inspect(found.as_slice(), volume as u32, block as u32)
+                        .err()
+                        .filter(|alien| *alien != Alien::Nobody && !store.verifies(at));
+                    if let Some(alien) = alien {
+                        return Some((info.replica, block, alien));
                     }
                 }
             }

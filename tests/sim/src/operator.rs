@@ -148,6 +148,7 @@ impl World {
         let pause = self.rng.between(300, 900) * MS;
         self.after(pause, Event::Operator);
         let Some(state) = self.newest_state() else { return };
+        self.check_put_back();
         self.join_nodes(&state);
         self.remove_nodes(&state);
         if self.operator.snapshots {

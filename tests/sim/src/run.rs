@@ -16,6 +16,7 @@ use crate::rng::Rng;
 use crate::trace::Trace;
 use crate::world::{Event, Figures, World};
 use metadata::placement;
+use std::collections::BTreeMap;
 use std::panic::catch_unwind;
 use store::{FormatOptions, OpenError, OpenOptions};
 use types::plant::Bug;
@@ -178,6 +179,7 @@ impl World {
             plan,
             healing: false,
             rotten: Vec::new(),
+            put_back: BTreeMap::new(),
             spoilt: Vec::new(),
             ios: Default::default(),
             next_io: 0,

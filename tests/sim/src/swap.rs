@@ -5,7 +5,7 @@ use crate::clock::MS;
 use crate::disk::SimDisk;
 use crate::node::{Death, Image};
 use crate::rng::Rng;
-use crate::world::World;
+use crate::world::{World, index};
 use store::PoolDisk as _;
 use types::{ClusterId, PoolId};
 use uuid::Uuid;
@@ -88,11 +88,32 @@ impl World {
         if !used || !here.all(older) {
             return;
         }
+        for (_, record) in state.replicas_on(self.nodes[n].id) {
+            self.put_back.insert(record.replica, (record.node, record.sealed));
+            // It counts for nothing any more, as one whose disk failed.
+            self.checks.copy_failed(record.replica, self.now);
+        }
         self.note(|| format!("node {}: an older image of its pool is put in its place", n + 1));
         self.figures.older_pools += 1;
         self.kill(n, Death::Kill);
         self.nodes[n].disk = disk;
         self.nodes[n].troubled = self.now;
         self.restart_later(n);
+    }
+
+    /// An older image of a replica has sealed no epoch from that on which the replica itself had (R11).
+    pub(crate) fn check_put_back(&mut self) {
+        let taken = self.put_back.iter().find(|(replica, (node, known))| {
+            let process = self.nodes[index(*node)].process.as_ref();
+            let replicas = process.map(|process| process.data.store.replicas());
+            let sealed =
+                |found: &store::ReplicaInfo| found.replica == **replica && found.sealed >= *known;
+            replicas.is_some_and(|replicas| replicas.iter().any(sealed))
+        });
+        if let Some((replica, (node, known))) = taken {
+            self.violation(format!(
+                "identity: an older image of replica {replica} on node {node} was taken for it: it has sealed {known} again"
+            ));
+        }
     }
 }

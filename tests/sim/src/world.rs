@@ -11,7 +11,8 @@ use crate::operator::Operator;
 use crate::queue::Queue;
 use crate::rng::Rng;
 use crate::trace::Trace;
-use types::{ClusterId, Instant, NodeId};
+use std::collections::BTreeMap;
+use types::{ClusterId, Epoch, Instant, NodeId, ReplicaId};
 
 /// Something that happens. Events of a daemon carry its run and are void in another one.
 #[derive(Clone, Debug)]
@@ -117,6 +118,8 @@ pub struct World {
     pub healing: bool,
     /// Damage that was injected and is still there.
     pub(crate) rotten: Vec<crate::faults::Rotten>,
+    /// Replicas whose pool was put back, where they are, and what they had sealed.
+    pub(crate) put_back: BTreeMap<ReplicaId, (NodeId, Epoch)>,
     /// All damage that there ever was: copies of it may outlive it.
     pub(crate) spoilt: Vec<crate::faults::Rotten>,
     /// Whose requests are under way.

@@ -209,9 +209,7 @@ impl World {
         let was_whole = known.whole.clone();
         let granted = known.granted;
         known.whole.retain(|replica| record.isr.contains(replica));
-        // A loss of memory takes nothing from a copy if all that was acknowledged had been flushed.
-        let nobody = known.whole.is_empty() && joined.is_empty();
-        let none_left = nobody && self.checks.blocks[volume].owes_something();
+        let none_left = known.whole.is_empty() && joined.is_empty();
         let nodes = known.nodes.clone();
         if let Some(moment) = happened {
             self.moment(moment);
@@ -238,7 +236,9 @@ impl World {
                         .get(replica)
                         .is_some_and(|node| !self.was_impaired(index(*node), since))
             });
-            if let Some(replica) = left_out {
+            // A loss of memory takes nothing from a copy if all that was acknowledged had been flushed.
+            if let Some(replica) = left_out.filter(|_| self.checks.blocks[volume].owes_something())
+            {
                 return self.violation(format!(
                     "isr: epoch {} keeps {:?} of volume {volume}, none of which is whole, and gives up {replica}, which was in order",
                     record.epoch, record.isr
@@ -292,7 +292,7 @@ impl World {
             } else {
                 whole.extend(joined.iter().filter(sound));
             }
-            if nobody { record.isr.clone() } else { whole }
+            if none_left { record.isr.clone() } else { whole }
         };
         let concerned = if activated {
             whole.clone()

@@ -6,8 +6,9 @@ use crate::disk::SimDisk;
 use crate::node::{Death, Image};
 use crate::rng::Rng;
 use crate::world::{World, index};
+use metadata::ReplicaState;
 use store::PoolDisk as _;
-use types::{ClusterId, PoolId};
+use types::{ClusterId, Epoch, PoolId};
 use uuid::Uuid;
 
 impl World {
@@ -89,7 +90,11 @@ impl World {
             return;
         }
         for (_, record) in state.replicas_on(self.nodes[n].id) {
-            self.put_back.insert(record.replica, (record.node, record.sealed));
+            // One that is still to be made will be.
+            if record.state == ReplicaState::Creating {
+                continue;
+            }
+            self.put_back.insert(record.replica, (record.node, record.sealed.max(Epoch(1))));
             // It counts for nothing any more, as one whose disk failed.
             self.checks.copy_failed(record.replica, self.now);
         }

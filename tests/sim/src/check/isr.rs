@@ -357,7 +357,10 @@ impl World {
         epoch: Epoch,
         replica: ReplicaId,
     ) {
-        if !self.checks.isr.may_read(volume, epoch, replica, self.now) {
+        // One that cannot reach Raft's leader may go on with the ISR that it knows: it acknowledges nothing without
+        // all of that.
+        let cut_off = || self.was_impaired(n, self.now.saturating_sub(NEWS));
+        if !self.checks.isr.may_read(volume, epoch, replica, self.now) && !cut_off() {
             self.violation(format!(
                 "isr: the engine of epoch {epoch} on node {} reads from {replica}, which is not in sync",
                 n + 1

@@ -356,9 +356,8 @@ impl Sums {
     /// Whether the block at pool offset `offset` may have been written since `began`; one that is being
     /// written is unknown.
     fn written_since(&self, began: u64, offset: u64) -> bool {
-        let since = self.recent.iter().rev().take_while(|(ended, ..)| *ended > began);
-        began < self.forgotten
-            || since.into_iter().any(|(_, at, len)| (*at..*at + *len).contains(&offset))
+        let mut since = self.recent.iter().rev().take_while(|(ended, ..)| *ended > began);
+        began < self.forgotten || since.any(|(_, at, len)| (*at..*at + *len).contains(&offset))
     }
 
     /// Checks `data` that was read from pool offset `offset` by a read submitted at `began`; returns whether

@@ -281,7 +281,7 @@ impl Blocks {
     /// Every in-sync copy lost its memory.
     pub fn lose(&mut self) {
         self.lost = true;
-        if self.owes(self.now) {
+        if self.owes_something() {
             self.owing = Some(self.now);
         }
     }

@@ -6,7 +6,7 @@ mod common;
 
 use client::api::{AddNodeRequest, Attachment, CreateVolumeRequest, ModifyVolumeRequest, Volume};
 use client::{Client, Error};
-use common::{Cluster, PATIENCE, addresses, until};
+use common::{Cluster, PATIENCE, addresses, until, volume_of};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -15,13 +15,7 @@ use tonic::Code;
 const SIZE: u64 = 32 << 20;
 
 fn request(name: &str) -> CreateVolumeRequest {
-    CreateVolumeRequest {
-        name: name.to_owned(),
-        size_bytes: SIZE,
-        repl: 2,
-        preferred_nodes: vec![1],
-        ..CreateVolumeRequest::default()
-    }
+    volume_of(name, SIZE)
 }
 
 fn code<T: std::fmt::Debug>(result: Result<T, Error>) -> Code {

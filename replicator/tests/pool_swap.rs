@@ -5,7 +5,7 @@
 mod common;
 
 use client::api::CreateVolumeRequest;
-use common::{Cluster, PATIENCE, nbd, serve, until};
+use common::{Cluster, PATIENCE, nbd, serve, until, volume_of};
 use replicator::data;
 use tokio::sync::watch;
 use types::PoolId;
@@ -25,12 +25,8 @@ async fn a_pool_that_stands_in_for_the_right_one_gets_no_replica() {
     let pool = cluster.node(away).settings.pool.clone().unwrap();
     cluster.node(away).kill();
     // All three are to have a copy, and the one that is away is not missed yet.
-    let request = CreateVolumeRequest {
-        name: "v".to_owned(),
-        size_bytes: 16 << 20,
-        repl: 3,
-        ..CreateVolumeRequest::default()
-    };
+    let request =
+        CreateVolumeRequest { repl: 3, preferred_nodes: Vec::new(), ..volume_of("v", 16 << 20) };
     let creating = tokio::spawn(async move { one.create_volume(request).await });
     let one = cluster.client(1);
     let made = until("the volume is recorded", async || {
@@ -70,14 +66,7 @@ async fn an_older_image_of_a_pool_is_not_taken_for_what_it_was() {
     const SIZE: u64 = 16 << 20;
     let mut cluster = Cluster::start().await;
     let one = cluster.client(1);
-    let request = CreateVolumeRequest {
-        name: "v".to_owned(),
-        size_bytes: SIZE,
-        repl: 2,
-        preferred_nodes: vec![1],
-        ..CreateVolumeRequest::default()
-    };
-    let volume = one.create_volume(request).await.unwrap();
+    let volume = one.create_volume(volume_of("v", SIZE)).await.unwrap();
     let id = volume.volume_id.as_str();
     let copy = volume.replicas.iter().find(|replica| replica.node != 1).unwrap();
     let at = copy.node as usize;

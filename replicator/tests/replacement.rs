@@ -5,8 +5,8 @@
 mod common;
 
 use client::Client;
-use client::api::{CreateVolumeRequest, Volume};
-use common::{Cluster, nbd, until};
+use client::api::Volume;
+use common::{Cluster, nbd, until, volume_of};
 
 const SIZE: u64 = 32 << 20;
 /// The shortest time that a daemon accepts.
@@ -47,14 +47,7 @@ async fn a_lost_copy_is_rebuilt_elsewhere_and_the_old_one_deleted_when_its_node_
     };
     let mut cluster = Cluster::start_with(short).await;
     let one = cluster.client(1);
-    let request = CreateVolumeRequest {
-        name: "v".to_owned(),
-        size_bytes: SIZE,
-        repl: 2,
-        preferred_nodes: vec![1],
-        ..CreateVolumeRequest::default()
-    };
-    let volume = one.create_volume(request).await.unwrap();
+    let volume = one.create_volume(volume_of("v", SIZE)).await.unwrap();
     let id = volume.volume_id.as_str();
     let lost = volume.replicas.iter().map(|replica| replica.node).find(|node| *node != 1).unwrap();
     let spare = 5 - lost;

@@ -7,7 +7,7 @@ mod common;
 use client::api::create_volume_request::Source;
 use client::api::{CreateVolumeRequest, Snapshot, Volume, VolumeState};
 use client::{Client, Error};
-use common::{Cluster, nbd, until};
+use common::{Cluster, nbd, until, volume_of};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tonic::Code;
@@ -16,14 +16,7 @@ const SIZE: u64 = 16 << 20;
 const MIB: u64 = 1 << 20;
 
 fn request(name: &str) -> CreateVolumeRequest {
-    CreateVolumeRequest {
-        name: name.to_owned(),
-        size_bytes: SIZE,
-        repl: 2,
-        fs_type: "ext4".to_owned(),
-        preferred_nodes: vec![1],
-        ..CreateVolumeRequest::default()
-    }
+    CreateVolumeRequest { fs_type: "ext4".to_owned(), ..volume_of(name, SIZE) }
 }
 
 fn restored(name: &str, snapshot: &Snapshot) -> CreateVolumeRequest {

@@ -6,6 +6,7 @@ use crate::api::Output;
 use crate::core::Engine;
 use crate::flight::{Mask, Purpose};
 use crate::member::Standing;
+use core::mem::replace;
 use types::{IoError, crc32c};
 use wire::{Reply, Request};
 
@@ -13,30 +14,40 @@ impl Engine {
     /// Everybody has answered write `seq`, some without room.
     pub(crate) fn roll_back(&mut self, seq: u64, out: &mut Vec<Output>) {
         let counting = self.counting();
+        // Who has all there is, but may not be in the ISR, is not read (R5).
+        let readable = self.mask_of(|m| m.in_sync() && !m.unfit);
         let Some(flight) = self.flights.get_mut(seq) else { return };
         let (acked, nospace) = (flight.acked, flight.nospace);
-        flight.rolling_back = true;
-        let Request::Write { offset, ref data, .. } = flight.request else {
-            // Zeroing may cover more than can be put back: the smaller evil leaves instead.
-            if acked.common(counting).is_empty() {
-                for target in acked.iter() {
-                    self.abandon_resync(target, out);
-                }
-                return self.rollback_done(seq, out);
+        let again = replace(&mut flight.rolling_back, true);
+        if let Request::Write { offset, ref data, .. } = flight.request
+            && let Some(from) = nospace.common(readable).iter().next()
+        {
+            let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+            let purpose = Purpose::RollbackRead { write: seq };
+            self.send_internal(purpose, Request::Read { offset, len }, Mask::one(from), out);
+            return;
+        }
+        // Nobody can be asked what was there; zeroing may cover more than can be put back. The
+        // smaller evil leaves instead.
+        if acked.common(counting).is_empty() {
+            for target in acked.iter() {
+                self.abandon_resync(target, out);
             }
+            return self.rollback_done(seq, out);
+        }
+        flight.nospace = Mask::default();
+        if !again {
             // Their answer stays owed until they are out of the ISR (R4).
             flight.rolling_back = false;
-            flight.nospace = Mask::default();
             flight.waiting = nospace;
-            for index in nospace.iter() {
-                self.expel(index, out);
-            }
-            return;
-        };
-        let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let Some(from) = nospace.iter().next() else { return self.rollback_done(seq, out) };
-        let purpose = Purpose::RollbackRead { write: seq };
-        self.send_internal(purpose, Request::Read { offset, len }, Mask::one(from), out);
+        }
+        for index in nospace.iter() {
+            self.expel(index, out);
+        }
+        // Whom it was asked of in vain is out of step as well, and not owed: the write failed.
+        if again {
+            self.rollback_done(seq, out);
+        }
     }
 
     pub(crate) fn rollback_data(
@@ -75,7 +86,7 @@ impl Engine {
         self.retire(write, out);
     }
 
-    /// `index` cannot say what was there: it must leave and resync. Another one without room is
+    /// `index` cannot say what was there: it must leave and resync. Another member without room is
     /// asked; if there is none, those that did the write agree with each other.
     pub(crate) fn rollback_read_failed(&mut self, write: u64, index: usize, out: &mut Vec<Output>) {
         if let Some(flight) = self.flights.get_mut(write) {

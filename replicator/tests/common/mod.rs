@@ -5,6 +5,7 @@ pub mod bed;
 pub mod nbd;
 
 use client::Client;
+use client::api::CreateVolumeRequest;
 use replicator::config::{Config, PeerSetting, Settings};
 use replicator::daemon::{self, DaemonError};
 use replicator::data;
@@ -92,6 +93,17 @@ pub struct Cluster {
     /// The initial voters.
     peers: Vec<PeerSetting>,
     directory: TempDir,
+}
+
+/// A volume of `size` bytes, kept twice and used on node 1.
+pub fn volume_of(name: &str, size: u64) -> CreateVolumeRequest {
+    CreateVolumeRequest {
+        name: name.to_owned(),
+        size_bytes: size,
+        repl: 2,
+        preferred_nodes: vec![1],
+        ..CreateVolumeRequest::default()
+    }
 }
 
 /// Two free addresses: control and data. Not of the ports that the kernel gives to outgoing connections (from 32,768

@@ -185,6 +185,26 @@ fn a_full_pool_of_a_target_ends_its_resync_only() {
     world.assert_identical();
 }
 
+/// It counts, because Raft may count on it already, but it is no member that could be asked what was
+/// there (R5): it leaves, and the write is done.
+#[test]
+fn a_full_pool_of_a_target_whose_grow_is_undecided_costs_its_place_only() {
+    for mode in [RaftMode::Lost, RaftMode::Unknown] {
+        let (mut world, slot) = World::joining(mode, 800);
+        world.replicas[1].full = true;
+        let write = world.write(slot, 2, 1, false);
+        world.run(ms(2000));
+        assert_eq!(world.result(write), None, "{mode:?}: it may be in the ISR already");
+        world.raft.mode = RaftMode::Normal;
+        world.run(ms(1000));
+        assert_eq!((world.result(write), world.isr()), (Some(Ok(())), vec![0]), "{mode:?}");
+        world.replicas[1].full = false;
+        world.run(ms(12_000));
+        assert_eq!(world.isr(), [0, 1]);
+        world.assert_identical();
+    }
+}
+
 #[test]
 fn a_bad_sector_is_read_elsewhere() {
     let (mut world, slot) = World::active(2);

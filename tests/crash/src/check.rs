@@ -6,7 +6,7 @@
 //! a later one of its own place, after the death of the process alone its last acknowledged or a
 //! later one (R23, R28, R29); the region of whatever is found is tagged at least as high as its
 //! write (R17); whatever differs from the content at the last sealed era is in a region with a
-//! higher tag (R19); snapshots are there and right (R26, see [`crate::snapshots`]); new writes change
+//! higher tag (R19), and a region keeps a tag that it got without a write; snapshots are there and right (R26, see [`crate::snapshots`]); new writes change
 //! nothing beside them (R23).
 //!
 //! What is not: I/O errors, damage (see [`crate::rot`]), and what the engine does with the answers.
@@ -208,7 +208,8 @@ fn check_tags(
     let region = |block: usize| (block as u64 * BLOCK / REGION) as u32;
     let sealed = tagged(opened, session, info.last_sealed)?;
     let then = &volume.sealed[&info.last_sealed];
-    let mut needed: BTreeSet<(Tag, u32)> = BTreeSet::new();
+    let mut needed: BTreeSet<(Tag, u32)> =
+        volume.marked.iter().map(|(region, tag)| (*tag, *region)).collect();
     for (at, now) in content {
         let unchanged = then.get(*at).is_none_or(|then| then.is_none_or(|then| then == *now));
         ensure!(
@@ -226,7 +227,10 @@ fn check_tags(
             Entry::Vacant(unknown) => unknown.insert(tagged(opened, session, below)?),
         };
         let fine = regions.contains(&region);
-        ensure!(fine, "volume {n} region {region} has data of {tag:?} but a lower tag");
+        ensure!(
+            fine,
+            "volume {n} region {region} was written or marked under {tag:?} but has a lower tag"
+        );
     }
     Ok(())
 }

@@ -48,6 +48,8 @@ pub struct Volume {
     pub sealed: BTreeMap<Tag, Vec<Option<Content>>>,
     /// The highest acknowledged one.
     pub sealed_for_sure: Tag,
+    /// Regions that were acknowledged to be tagged without a write, and how high.
+    pub marked: BTreeMap<u32, Tag>,
     /// A write began after the last acknowledged clean close.
     pub maybe_used: bool,
     /// A write was acknowledged, and no clean close was asked for since.
@@ -75,6 +77,7 @@ impl Volume {
             session: None,
             sealed: BTreeMap::from([(Tag::default(), zeros)]),
             sealed_for_sure: Tag::default(),
+            marked: BTreeMap::new(),
             maybe_used: false,
             surely_used: false,
             snapshots: Vec::new(),
@@ -93,6 +96,12 @@ impl Volume {
     #[must_use]
     pub fn acked(&self) -> Vec<u64> {
         self.blocks.iter().map(Block::acked).collect()
+    }
+
+    /// `region` was tagged without a write.
+    pub fn marked(&mut self, region: u32, tag: Tag) {
+        let known = self.marked.entry(region).or_default();
+        *known = (*known).max(tag);
     }
 
     /// Whether a write is in flight.

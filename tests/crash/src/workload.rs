@@ -8,7 +8,7 @@ use kit::Rng;
 use kit::content::{BLOCK, SECTORS, block_bytes};
 use kit::ids::{boot, hello, incarnation, replica, volume};
 use store::{Admin, Input, IoId, IoResult, OpenError, OpenOptions, Output, SessionId, Store};
-use types::{Buf, BufMut, Epoch, Era, Instant, SnapshotId, Tag, crc32c};
+use types::{Buf, BufMut, Epoch, Era, Instant, REGION, SnapshotId, Tag, crc32c};
 use wire::{Reply, Request, Role, WireError};
 
 use crate::disk::Disk;
@@ -25,6 +25,7 @@ pub(crate) enum Pending {
     Write { first: usize, count: usize, id: u64 },
     Flush { last: Vec<u64>, seal: Option<Tag>, close: bool },
     Read,
+    Mark { region: u32, tag: Tag },
     Snapshot { id: SnapshotId, last: Vec<u64> },
 }
 
@@ -260,6 +261,7 @@ impl Work {
                 }
             }
             (Pending::Read, Reply::Data { .. }) => {}
+            (Pending::Mark { region, tag }, Reply::Done) => volume.marked(region, tag),
             (Pending::Snapshot { id, last }, Reply::Done) => {
                 for (block, last) in volume.blocks.iter_mut().zip(last) {
                     block.flush(last);
@@ -383,7 +385,8 @@ impl Work {
         };
         match dice {
             0..44 => self.write(at, cut),
-            44..54 => self.zero(at, cut),
+            44..52 => self.zero(at, cut),
+            52..54 => self.mark(at, cut),
             54..56 => self.read(at, cut),
             56..80 => {
                 let last = self.model.volumes[at].acked();
@@ -533,6 +536,16 @@ impl Work {
             Request::WriteZeroes { offset, len, era }
         };
         self.send(at, request, Pending::Write { first, count, id }, cut);
+    }
+
+    /// As a resync does with what it found to be equal.
+    fn mark(&mut self, at: usize, cut: &mut dyn FnMut(&Disk, &Model)) {
+        let volume = &self.model.volumes[at];
+        let region = self.rng.below((volume.size as u64 * BLOCK).div_ceil(REGION)) as u32;
+        let tag = Tag { epoch: Epoch(volume.epoch), era: Era(volume.era) };
+        let offset = u64::from(region) * REGION;
+        let request = Request::Mark { offset, len: BLOCK, era: tag.era };
+        self.send(at, request, Pending::Mark { region, tag }, cut);
     }
 
     fn read(&mut self, at: usize, cut: &mut dyn FnMut(&Disk, &Model)) {

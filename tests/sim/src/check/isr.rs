@@ -10,7 +10,7 @@
 //!   the other members (R5, R20);
 //! - a device that outlives its daemon is not resumed if every whole copy lost its memory when not all that was
 //!   acknowledged had been flushed, and serves nothing if that happened while it was being resumed (R10);
-//! - data is read only from in-sync replicas: for consumers and as the source of a resync;
+//! - data is read only from in-sync replicas: for consumers, as the source of a resync, and to take a write back (R5);
 //! - the set is never empty, and an ISR without a whole member is committed, while not all that was
 //!   acknowledged has been flushed, only if every whole one was out of order a moment ago, or was given up by order in the moment in which the others' hosts died: only then acknowledged and unflushed writes may be lost.
 //!
@@ -137,16 +137,13 @@ impl Isr {
         isr.filter(|replica| !self.failed.contains(replica)).copied().collect()
     }
 
-    /// Whether an engine of `epoch` may read from `replica`. A target whose resync has just ended has all that counts:
-    /// if it has no room for a write, it says what was there before.
+    /// Whether an engine of `epoch` may read from `replica`.
     #[must_use]
     pub fn may_read(&self, volume: VolumeId, epoch: Epoch, replica: ReplicaId, now: Time) -> bool {
         self.volumes.get(&volume).is_none_or(|known| {
             known.epoch != epoch
                 || known.isr.contains(&replica)
-                || [&known.left, &self.resynced]
-                    .into_iter()
-                    .any(|since| since.get(&replica).is_some_and(|at| at + NEWS >= now))
+                || known.left.get(&replica).is_some_and(|at| at + NEWS >= now)
         })
     }
 }

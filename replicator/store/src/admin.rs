@@ -62,7 +62,8 @@ impl Store {
             let differs = [
                 (state.volume != volume, "volume"),
                 (state.incarnation != incarnation, "incarnation"),
-                (state.size != size, "size"),
+                // It may have grown since: a node that begins with an old state repeats what it finds there.
+                (state.size < size, "size"),
             ];
             return match differs.iter().find(|(differs, _)| *differs) {
                 Some((_, field)) => Err(StoreError::Exists { replica, field }),

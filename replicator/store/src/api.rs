@@ -69,7 +69,7 @@ pub enum IoResult {
 /// Administrative operations; repeating one that was done is a success.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Admin {
-    /// Make an empty replica.
+    /// Make an empty replica. One that was made and has grown since stays as it is.
     CreateReplica {
         /// The volume it is a copy of.
         volume: VolumeId,

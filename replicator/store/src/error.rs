@@ -32,7 +32,7 @@ pub enum StoreError {
         /// The limit.
         limit: u32,
     },
-    /// The replica exists with another volume, incarnation or size.
+    /// The replica exists with another volume or incarnation, or is smaller.
     #[error("replica {replica} exists with another {field}")]
     Exists {
         /// The replica.

@@ -182,6 +182,7 @@ fn administration_is_idempotent_durable_and_checked() {
     assert_eq!(node.admin(resize(3 * MIB)), Ok(()));
     assert_eq!(node.admin(resize(3 * MIB)), Ok(()));
     assert!(matches!(node.admin(resize(MIB)), Err(StoreError::Shrink { .. })));
+    assert_eq!(node.admin(create(MIB)), Ok(()), "a late repeat changes nothing");
     let ghost = Admin::ResizeReplica { replica: replica(2), size: MIB };
     assert_eq!(node.admin(ghost), Err(StoreError::Unknown { replica: replica(2) }));
     let mut node = node.crash(&mut crate::disk::Rng::new(1), 2);

@@ -3,7 +3,11 @@
 use anyhow::{Context as _, Result, bail};
 use std::ffi::OsStr;
 use std::io::Write as _;
+use std::iter;
 use std::process::{Command, Output, Stdio};
+
+/// prctl(2), PR_SET_PDEATHSIG, without unsafe code.
+const WRAPPER: [&str; 3] = ["setpriv", "--pdeathsig", "KILL"];
 
 /// Runs `program` with `args` and returns its standard output.
 ///
@@ -44,9 +48,11 @@ pub async fn run_async(mut command: tokio::process::Command) -> Result<String> {
     output(&what, result)
 }
 
+/// `program` dies with the thread that waits for it: what a killed command had begun does not appear after
+/// `down` has looked for it.
 fn command<A: AsRef<OsStr>>(program: &str, args: &[A]) -> Command {
-    let mut command = Command::new(program);
-    command.args(args);
+    let mut command = Command::new(WRAPPER[0]);
+    command.args(&WRAPPER[1..]).arg(program).args(args);
     command
 }
 
@@ -57,12 +63,12 @@ fn finish(command: &mut Command) -> Result<String> {
 }
 
 fn describe(command: &Command) -> String {
-    let mut text = command.get_program().to_string_lossy().into_owned();
-    for arg in command.get_args() {
-        text.push(' ');
-        text.push_str(&arg.to_string_lossy());
-    }
-    format!("`{text}`")
+    let words: Vec<_> = iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(OsStr::to_string_lossy)
+        .collect();
+    let own = if words.starts_with(&WRAPPER.map(Into::into)) { WRAPPER.len() } else { 0 };
+    format!("`{}`", words[own..].join(" "))
 }
 
 fn output(what: &str, result: Output) -> Result<String> {
@@ -79,11 +85,28 @@ fn output(what: &str, result: Output) -> Result<String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::process::wait_until;
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::time::Duration;
 
     #[test]
     fn failure_names_the_command_and_its_last_words() {
         let error = run("sh", &["-c", "echo no room >&2; exit 3"]).unwrap_err().to_string();
         assert!(error.contains("exit 3") && error.contains("no room"), "{error}");
+        assert!(error.starts_with("`sh -c echo"), "{error}");
         assert_eq!(run_with_input("cat", &["-"], "words").unwrap(), "words");
+    }
+
+    #[test]
+    fn a_command_dies_with_the_thread_that_waits_for_it() {
+        let begun = std::thread::spawn(|| {
+            let child = command("sleep", &["1000"]).spawn().unwrap();
+            let name = format!("/proc/{}/comm", child.id());
+            let runs = || std::fs::read_to_string(&name).unwrap() == "sleep\n";
+            assert!(wait_until(Duration::from_secs(10), runs));
+            child
+        });
+        let ended = begun.join().unwrap().wait().unwrap();
+        assert_eq!(ended.signal(), Some(9));
     }
 }

@@ -16,12 +16,13 @@ impl World {
     pub(crate) fn swap(&mut self, n: usize, how: u64) -> bool {
         let size = self.nodes[n].disk.size();
         let id = self.nodes[n].id;
-        let state = self.newest_state();
-        let used = state.is_some_and(|state| state.replicas_on(id).next().is_some());
+        let Some(state) = self.newest_state() else { return false };
+        let here: Vec<_> = state.replicas_on(id).map(|(_, record)| record.replica).collect();
         // Replicas that are not found fail for good (R11). A pool without any may change.
-        if self.nodes[n].process.is_none() || !used || !self.may_destroy(n) {
+        if self.nodes[n].process.is_none() || here.is_empty() || !self.may_destroy(n) {
             return false;
         }
+        here.into_iter().for_each(|replica| self.checks.isr.pool_swapped(replica));
         self.kill(n, Death::Kill);
         let mut other = SimDisk::new(size);
         let mut rng = Rng::new(how, 1);
@@ -90,6 +91,7 @@ impl World {
             return;
         }
         for (_, record) in state.replicas_on(self.nodes[n].id) {
+            self.checks.isr.pool_swapped(record.replica);
             // One that is still to be made will be.
             if record.state == ReplicaState::Creating {
                 continue;

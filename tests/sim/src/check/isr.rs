@@ -11,6 +11,7 @@
 //! - a device that outlives its daemon is not resumed if every whole copy lost its memory when not all that was
 //!   acknowledged had been flushed, and serves nothing if that happened while it was being resumed (R10);
 //! - data is read only from in-sync replicas: for consumers, as the source of a resync, and to take a write back (R5);
+//! - an in-sync replica counts as failed only if something happened to its disk (R13);
 //! - the set is never empty, and an ISR without a whole member is committed, while not all that was
 //!   acknowledged has been flushed, only if every whole one was out of order a moment ago, or was given up by order in the moment in which the others' hosts died: only then acknowledged and unflushed writes may be lost.
 //!
@@ -60,6 +61,8 @@ pub struct Isr {
     resynced: BTreeMap<ReplicaId, Time>,
     /// Copies whose disk failed: they never count again (R13).
     failed: BTreeSet<ReplicaId>,
+    /// Copies whose pool was another one for a while.
+    swapped: BTreeSet<ReplicaId>,
 }
 
 impl Isr {
@@ -101,6 +104,11 @@ impl Isr {
     /// A resync of `replica` reached its end: its disk was synced just before.
     pub fn resynced(&mut self, replica: ReplicaId, now: Time) {
         self.resynced.insert(replica, now);
+    }
+
+    /// The pool of `replica` is another one for a while: it may be missed.
+    pub fn pool_swapped(&mut self, replica: ReplicaId) {
+        self.swapped.insert(replica);
     }
 
     /// Whether the disk of `replica` failed.
@@ -189,6 +197,19 @@ impl World {
             if matches!(record.attachment, Attachment::Fenced { .. }) {
                 self.moment(Moment::Fenced);
             }
+        }
+        let isr = &self.checks.isr;
+        let sound = |id: &ReplicaId| {
+            isr.volumes.get(&record.volume).is_some_and(|v| v.isr.contains(id))
+                && !isr.has_failed(*id)
+                && !isr.swapped.contains(id)
+        };
+        let mut failed = record.replicas.values().filter(|r| r.state == ReplicaState::Failed);
+        if let Some(replica) = failed.find(|replica| sound(&replica.replica)) {
+            return self.violation(format!(
+                "isr: {} of volume {volume}, which was in sync, counts as failed although nothing happened to its disk",
+                replica.replica
+            ));
         }
         let Some(known) = self.checks.isr.volumes.get_mut(&record.volume) else { return };
         let activated = active && !known.active;

@@ -63,7 +63,7 @@ impl World {
 
     /// The pool of node `n` is copied; false if that makes no sense now.
     pub(crate) fn take_image(&mut self, n: usize) -> bool {
-        let Some(state) = self.newest_state() else { return false };
+        let Some(state) = self.true_state() else { return false };
         let epochs = state.volumes.values().map(|volume| (volume.volume, volume.epoch)).collect();
         let node = &mut self.nodes[n];
         if node.process.is_none() || node.kept.is_some() || node.image.is_some() {
@@ -81,7 +81,7 @@ impl World {
         if self.healing || self.nodes[n].process.is_none() || !self.may_destroy(n) {
             return;
         }
-        let Some(state) = self.newest_state() else { return };
+        let Some(state) = self.true_state() else { return };
         let mut here = state.replicas_on(self.nodes[n].id).peekable();
         let used = here.peek().is_some();
         let older = |(volume, record): (&metadata::Volume, &metadata::Replica)| {

@@ -24,6 +24,7 @@ use crate::plan::Moment;
 use crate::world::{World, index};
 use metadata::{Attachment, ReplicaState, State, Volume};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use types::{BLOCK, Epoch, NodeId, ReplicaId, VolumeId};
 
 /// A member is excused if its node was out of order within this time before.
@@ -157,6 +158,11 @@ impl Isr {
 }
 
 impl World {
+    /// What is true now, unless all who know are down or have not found it in their logs yet.
+    pub(crate) fn true_state(&self) -> Option<Arc<State>> {
+        self.newest_state().filter(|state| state.applied >= self.checks.isr.applied)
+    }
+
     /// A node has applied `state`; if nobody was further, it is the truth.
     pub(crate) fn truth(&mut self, state: &State) {
         if state.applied <= self.checks.isr.applied {

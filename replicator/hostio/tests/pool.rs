@@ -6,6 +6,7 @@ use hostio::pool::PoolFile;
 use hostio::{HostError, Op, Ring, Token};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use types::{BLOCK, Buf, BufMut};
 
@@ -17,9 +18,26 @@ fn pool_file(dir: &Path) -> PathBuf {
     path
 }
 
+/// One test at a time: a child begins with all that its parent has open, so that a device which another test
+/// has closed meanwhile stays in use until the child's exec.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Where a test works.
+struct Place {
+    dir: tempfile::TempDir,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Place {
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
 /// A directory whose filesystem takes direct I/O (tmpfs may not).
-fn dir() -> tempfile::TempDir {
-    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+fn dir() -> Place {
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    Place { dir: tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap(), _turn: turn }
 }
 
 fn in_use(path: &Path) -> bool {

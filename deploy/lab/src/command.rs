@@ -234,7 +234,7 @@ async fn demo(place: &Place, out: PathBuf, keep: bool) -> Result<()> {
 async fn soak(place: &Place, rounds: u32, seed: u64, keep: bool) -> Result<()> {
     let plan = Plan::new(absolute(&place.dir)?, 3);
     let ours = !known(&plan.dir)?;
-    let options = fire::Options { plan, rounds, seed };
+    let options = fire::Options { plan, rounds, seed, faults: fire::FAULTS.to_vec() };
     let told_to_end = told_to_end()?;
     let tally = tokio::select! {
         tally = fire::run(&options, |line| println!("{line}")) => tally,

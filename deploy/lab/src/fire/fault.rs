@@ -1,5 +1,6 @@
 //! What can happen to a node, and how it is undone.
 
+use super::full;
 use crate::cluster::Lab;
 use crate::daemons::{CSI_CONTROLLER, CSI_NODE, DEVICE_HOLDER, REPLICATOR};
 use crate::disk::Mode;
@@ -25,6 +26,8 @@ const ABSENCE: Duration = Duration::from_secs(REPLACE_AFTER_SECONDS + 6);
 const CUT: Duration = Duration::from_secs(7);
 /// How long a freeze lasts: long enough for everything of the frozen one to have been given up.
 const FREEZE: Duration = Duration::from_secs(15);
+/// How long a pool stays full once the database has noticed.
+const FULL: Duration = Duration::from_secs(3);
 
 /// Whom a fault hits, in relation to the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +59,8 @@ pub enum Harm {
     DiskErrors,
     /// The disk of the pool answers no request.
     DiskHangs,
+    /// The pool has no room left.
+    Full,
     /// Traffic is dropped.
     Cut(Cut),
     /// SIGSTOP of the replicator.
@@ -130,6 +135,8 @@ pub const FAULTS: &[Fault] = &[
     on(Victim::All, Harm::Kill(REPLICATOR)),
     during(When::Resync, Victim::Copy, Harm::PowerCut),
     during(When::Attach, Victim::Copy, Harm::Kill(REPLICATOR)),
+    on(Victim::Pod, Harm::Full),
+    on(Victim::Copy, Harm::Full),
 ];
 
 impl fmt::Display for Fault {
@@ -153,6 +160,7 @@ impl fmt::Display for Fault {
             Harm::PowerCut => write!(f, "loss of power of {victim}"),
             Harm::DiskErrors => write!(f, "disk of {victim} fails"),
             Harm::DiskHangs => write!(f, "disk of {victim} hangs"),
+            Harm::Full => write!(f, "pool of {victim} is full"),
             Harm::Cut(Cut::All) => write!(f, "cable of {victim} cut"),
             Harm::Cut(Cut::Incoming) => write!(f, "{victim} hears nothing"),
             Harm::Cut(Cut::Outgoing) => write!(f, "{victim} is not heard"),
@@ -171,6 +179,8 @@ impl Fault {
     pub fn lasts(&self) -> Duration {
         match self.harm {
             Harm::Kill(_) | Harm::Upgrade => SUPERVISOR,
+            // The database is down as long.
+            Harm::Full => FULL,
             // The stall of the database lasts at least as long.
             Harm::Crash | Harm::PowerCut if self.victim == Victim::All => REBOOT,
             // The copy's node is soon back, and nothing is moved meanwhile.
@@ -181,11 +191,17 @@ impl Fault {
         }
     }
 
+    /// Whether the volume goes on after a failover at most: one node is hit, and writes have room.
+    #[must_use]
+    pub fn is_survived(&self) -> bool {
+        self.victim != Victim::All && self.harm != Harm::Full
+    }
+
     /// Does it to `nodes`; `seed` chooses what is left on a disk whose power was cut.
     ///
     /// # Errors
     /// If it cannot be done; what was done stays.
-    pub fn strike(&self, lab: &Lab, nodes: &[u64], seed: u64) -> Result<()> {
+    pub async fn strike(&self, lab: &Lab, nodes: &[u64], seed: u64) -> Result<()> {
         if self.harm == Harm::PowerCut {
             // All at once: none of them outlives another one.
             nodes.iter().try_for_each(|node| lab.crash(*node))?;
@@ -214,6 +230,7 @@ impl Fault {
                 }
                 Harm::DiskErrors => lab.set_disk(*node, Mode::Errors)?,
                 Harm::DiskHangs => lab.set_disk(*node, Mode::Hangs)?,
+                Harm::Full => full::fill(lab, *node).await?,
                 Harm::Cut(cut) => lab.cut_some(*node, cut)?,
                 Harm::Freeze => lab.signal(*node, REPLICATOR, Signal::SIGSTOP, None)?,
                 Harm::FreezeAll => signal_all(lab, *node, Signal::SIGSTOP)?,
@@ -226,12 +243,13 @@ impl Fault {
     ///
     /// # Errors
     /// If something cannot be undone.
-    pub fn undo(&self, lab: &Lab, nodes: &[u64]) -> Result<()> {
+    pub async fn undo(&self, lab: &Lab, nodes: &[u64]) -> Result<()> {
         for node in nodes {
             match self.harm {
                 Harm::Cut(_) => lab.heal(*node)?,
                 Harm::Freeze => lab.signal(*node, REPLICATOR, Signal::SIGCONT, None)?,
                 Harm::FreezeAll => signal_all(lab, *node, Signal::SIGCONT)?,
+                Harm::Full => full::empty(lab, *node).await?,
                 Harm::PowerCut | Harm::DiskHangs => lab.set_disk(*node, Mode::Fine)?,
                 Harm::DiskErrors => {
                     lab.set_disk(*node, Mode::Fine)?;

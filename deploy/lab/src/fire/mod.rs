@@ -5,6 +5,7 @@
 //! is the daemons' own doing.
 
 mod fault;
+mod full;
 mod pod;
 
 pub use fault::{FAULTS, Fault, Harm, Victim, When};
@@ -20,6 +21,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use pod::Pod;
 use serde::Serialize;
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
@@ -47,6 +49,8 @@ pub struct Options {
     pub rounds: u32,
     /// Chooses order of faults and filesystem.
     pub seed: u64,
+    /// What may happen, for example [`FAULTS`].
+    pub faults: Vec<Fault>,
 }
 
 /// What has been seen so far.
@@ -60,7 +64,8 @@ pub struct Tally {
     pub lost: u64,
     /// Rows in the database that were never sent.
     pub phantom: u64,
-    /// Longest time without an acknowledgement, in milliseconds, in a round whose fault hit one node.
+    /// Longest time without an acknowledgement, in milliseconds, in a round whose fault a volume survives
+    /// ([`Fault::is_survived`]).
     pub longest_stall_ms: u64,
     /// The fault of that round.
     pub longest_stall_in: String,
@@ -80,6 +85,7 @@ struct Soak {
 /// If the cluster did not do what was promised, with a sentence.
 pub async fn run(options: &Options, mut tell: impl FnMut(&str)) -> Result<Tally> {
     ensure!(options.plan.nodes == 3, "a soak needs 3 nodes");
+    ensure!(!options.faults.is_empty(), "a soak needs faults");
     let fs_type = if options.seed.is_multiple_of(2) { "ext4" } else { "xfs" };
     let mut soak = Soak::start(options, fs_type).await?;
     tell(&format!(
@@ -87,7 +93,7 @@ pub async fn run(options: &Options, mut tell: impl FnMut(&str)) -> Result<Tally>
         options.seed
     ));
     let mut tally = Tally::default();
-    let mut order = Order::new(options.seed);
+    let mut order = Order::new(options.seed, &options.faults);
     for round in 1..=options.rounds {
         let fault = order.next();
         let before = clock::now();
@@ -95,7 +101,7 @@ pub async fn run(options: &Options, mut tell: impl FnMut(&str)) -> Result<Tally>
         soak.round(fault, order.number()).await.with_context(|| line.clone())?;
         let stall = soak.judge(&mut tally, before).await.with_context(|| line.clone())?;
         tally.rounds = round;
-        if fault.victim != Victim::All && stall > tally.longest_stall_ms {
+        if fault.is_survived() && stall > tally.longest_stall_ms {
             tally.longest_stall_ms = stall;
             tally.longest_stall_in = fault.to_string();
         }
@@ -115,16 +121,17 @@ pub async fn run(options: &Options, mut tell: impl FnMut(&str)) -> Result<Tally>
 
 /// All faults in shuffled order, then in another one. The first twelve of the list come first, so
 /// that a short soak has one of each kind.
-struct Order {
+struct Order<'f> {
     random: u64,
+    all: &'f [Fault],
     left: Vec<Fault>,
 }
 
-impl Order {
-    fn new(seed: u64) -> Self {
+impl<'f> Order<'f> {
+    fn new(seed: u64, all: &'f [Fault]) -> Self {
         let random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut order = Self { random, left: Vec::new() };
-        let (first, rest) = FAULTS.split_at(12);
+        let mut order = Self { random, all, left: Vec::new() };
+        let (first, rest) = all.split_at(all.len().min(12));
         let (mut first, mut rest) = (first.to_vec(), rest.to_vec());
         order.shuffle(&mut first);
         order.shuffle(&mut rest);
@@ -150,11 +157,11 @@ impl Order {
 
     fn next(&mut self) -> Fault {
         if self.left.is_empty() {
-            let mut all = FAULTS.to_vec();
+            let mut all = self.all.to_vec();
             self.shuffle(&mut all);
             self.left = all;
         }
-        self.left.pop().unwrap_or(FAULTS[0])
+        self.left.pop().unwrap_or(self.all[0])
     }
 }
 
@@ -162,6 +169,7 @@ impl Soak {
     async fn start(options: &Options, fs_type: &'static str) -> Result<Self> {
         let plan = Plan {
             disks: true,
+            pool_bytes: full::POOL_BYTES,
             replace_after_seconds: Some(fault::REPLACE_AFTER_SECONDS),
             ..options.plan.clone()
         };
@@ -221,30 +229,45 @@ impl Soak {
         sleep(CALM).await;
         let nodes = self.victims(fault.victim).await?;
         match fault.when {
-            When::Calm => fault.strike(&self.lab, &nodes, seed)?,
+            When::Calm => fault.strike(&self.lab, &nodes, seed).await?,
             When::Resync => {
                 self.begin_resync().await?;
-                fault.strike(&self.lab, &nodes, seed)?;
+                fault.strike(&self.lab, &nodes, seed).await?;
             }
             When::Attach => {
                 let Self { lab, pod, .. } = self;
                 let strike = async {
                     sleep(Duration::from_millis(seed % 400)).await;
-                    fault.strike(lab, &nodes, seed)?;
+                    fault.strike(lab, &nodes, seed).await?;
                     sleep(fault.lasts()).await;
-                    fault.undo(lab, &nodes)
+                    fault.undo(lab, &nodes).await
                 };
                 pod.stop().await?;
                 let (brought, struck) = tokio::join!(pod.start(), strike);
                 brought.and(struck)?;
             }
         }
-        let end = Instant::now() + fault.lasts();
-        while Instant::now() < end {
-            self.be_kubelet(&nodes).await?;
-            sleep(LOOK).await;
+        if fault.harm == Harm::Full {
+            self.need_room().await?;
         }
-        fault.undo(&self.lab, &nodes)?;
+        let lab = self.lab.clone();
+        let over = Cell::new(false);
+        let end = async {
+            sleep(fault.lasts()).await;
+            let undone = fault.undo(&lab, &nodes).await;
+            over.set(true);
+            undone
+        };
+        let care = async {
+            // What cannot be mounted on a full pool can be while this waits for it.
+            while !over.get() {
+                self.be_kubelet(&nodes).await?;
+                sleep(LOOK).await;
+            }
+            Ok(())
+        };
+        let (cared, undone) = tokio::join!(care, end);
+        cared.and(undone)?;
         let healed = clock::now();
         let end = Instant::now() + PATIENCE;
         loop {
@@ -253,6 +276,19 @@ impl Soak {
             ensure!(Instant::now() < end, "{PATIENCE:?} after the fault's end still: {missing}");
             sleep(LOOK).await;
         }
+    }
+
+    /// Has the database write more than a full pool takes, to its disk.
+    async fn need_room(&self) -> Result<()> {
+        let write = async {
+            let mut fill = self.pod.postgres.local_tool("pgbench");
+            fill.args(["--initialize", "--scale=12", "--quiet"]);
+            crate::exec::run_async(fill).await?;
+            self.pod.postgres.connect().await?.batch_execute("CHECKPOINT").await?;
+            Ok::<_, anyhow::Error>(())
+        };
+        ensure!(write.await.is_err(), "a full pool took all that the database wrote");
+        Ok(())
     }
 
     /// One copy has missed some writes and is being brought up to date.

@@ -228,6 +228,9 @@ impl Soak {
     async fn round(&mut self, fault: Fault, seed: u64) -> Result<()> {
         sleep(CALM).await;
         let nodes = self.victims(fault.victim).await?;
+        if fault.harm == Harm::Full {
+            full::trim(&self.pod).await?;
+        }
         match fault.when {
             When::Calm => fault.strike(&self.lab, &nodes, seed).await?,
             When::Resync => {
@@ -248,7 +251,7 @@ impl Soak {
             }
         }
         if fault.harm == Harm::Full {
-            self.need_room().await?;
+            full::need_room(&self.pod).await?;
         }
         let lab = self.lab.clone();
         let over = Cell::new(false);
@@ -276,19 +279,6 @@ impl Soak {
             ensure!(Instant::now() < end, "{PATIENCE:?} after the fault's end still: {missing}");
             sleep(LOOK).await;
         }
-    }
-
-    /// Has the database write more than a full pool takes, to its disk.
-    async fn need_room(&self) -> Result<()> {
-        let write = async {
-            let mut fill = self.pod.postgres.local_tool("pgbench");
-            fill.args(["--initialize", "--scale=12", "--quiet"]);
-            crate::exec::run_async(fill).await?;
-            self.pod.postgres.connect().await?.batch_execute("CHECKPOINT").await?;
-            Ok::<_, anyhow::Error>(())
-        };
-        ensure!(write.await.is_err(), "a full pool took all that the database wrote");
-        Ok(())
     }
 
     /// One copy has missed some writes and is being brought up to date.

@@ -17,7 +17,7 @@ use wire::WireError;
 
 use crate::api::Output;
 use crate::layout::{ReplicaIndex, Slot, VSlot};
-use crate::op::{Io, OpKind};
+use crate::op::Io;
 use crate::record::Change;
 use crate::slab::Key;
 use crate::store::Store;
@@ -190,8 +190,6 @@ impl Store {
 
     /// Whether writes of the replica are under way or waiting.
     pub(crate) fn is_being_written(&self, index: ReplicaIndex) -> bool {
-        self.ops.iter().any(|(_, op)| {
-            op.replica == index && matches!(op.kind, OpKind::Write { .. } | OpKind::Zeroes { .. })
-        })
+        self.ops.iter().any(|(_, op)| op.replica == index && op.kind.mutates())
     }
 }

@@ -64,12 +64,21 @@ pub(crate) enum OpKind {
     Snapshot {
         snapshot: SnapshotId,
         size: u64,
+        /// [`crate::store::Replica::mutations`] when it came.
+        mutations: u64,
     },
     Flush,
     SealEra {
         tag: Tag,
     },
     Close,
+}
+
+impl OpKind {
+    /// Whether it may change what the head holds.
+    pub(crate) fn mutates(&self) -> bool {
+        matches!(self, Self::Write { .. } | Self::Zeroes { .. })
+    }
 }
 
 /// Hashes of blocks, as they come.

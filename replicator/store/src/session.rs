@@ -200,6 +200,11 @@ impl Store {
     pub(crate) fn op(&mut self, session: SessionId, seq: u64, kind: OpKind) -> Option<Key> {
         let entry = self.sessions.get_mut(&session)?;
         entry.ops += 1;
+        if kind.mutates()
+            && let Some(replica) = self.replicas.get_mut(&entry.replica)
+        {
+            replica.mutations += 1;
+        }
         Some(self.ops.insert(Op {
             session,
             seq,

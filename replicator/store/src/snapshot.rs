@@ -35,7 +35,8 @@ impl Store {
         if self.is_being_written(index) {
             return self.invalid(id, seq, "a snapshot while writes are in flight", out);
         }
-        if let Some(key) = self.op(id, seq, OpKind::Snapshot { snapshot, size }) {
+        let mutations = self.mutations(index);
+        if let Some(key) = self.op(id, seq, OpKind::Snapshot { snapshot, size, mutations }) {
             self.settle.enqueue(key);
         }
     }
@@ -43,17 +44,22 @@ impl Store {
     /// After the sync, and again after the record.
     pub(crate) fn finish_snapshot(&mut self, key: Key, out: &mut Vec<Output>) {
         let Some(op) = self.ops.get(key) else { return };
-        let OpKind::Snapshot { snapshot, size } = op.kind else { return };
+        let OpKind::Snapshot { snapshot, size, mutations } = op.kind else { return };
         let index = op.replica;
         if !self.has_to_record(key) {
             return self.finish(key, Reply::Done, out);
         }
-        if self.is_being_written(index) {
+        // Also one that has ended: its checksums are not settled, and those that are would be believed.
+        if self.mutations(index) != mutations {
             let reason = "a write came while a snapshot was made".to_owned();
             return self.finish(key, Reply::Failed(WireError::Invalid { reason }), out);
         }
         let news = self.find_snapshot(index, snapshot).is_none();
         self.record_and_finish(key, news.then_some(Change::Snapshot { snapshot, size }), out);
+    }
+
+    fn mutations(&self, index: ReplicaIndex) -> u64 {
+        self.replicas.get(&index).map_or(0, |replica| replica.mutations)
     }
 
     pub(crate) fn find_snapshot(

@@ -81,6 +81,8 @@ pub(crate) struct Replica {
     pub(crate) unwritten_maps: Unreached,
     /// The sync that covers every finished write: its number.
     pub(crate) sync_needed: u64,
+    /// Writes, discards and zeroings that came, counted.
+    pub(crate) mutations: u64,
     /// Requests that have submitted something to the disk, of open and closed sessions.
     pub(crate) submitted: u32,
     /// End of the lease granted by the last reply, and to whom (R3, R8). Nobody: not known, since
@@ -357,7 +359,7 @@ impl Store {
     /// Ends a request: `reply`, or the error that it met on its way.
     pub(crate) fn finish(&mut self, key: Key, reply: Reply, out: &mut Vec<Output>) {
         let Some(op) = self.ops.remove(key) else { return };
-        let writes = matches!(op.kind, OpKind::Write { .. } | OpKind::Zeroes { .. });
+        let writes = op.kind.mutates();
         if let Some(replica) = self.replicas.get_mut(&op.replica).filter(|_| op.submitted) {
             replica.submitted -= 1;
             if writes {

@@ -4,7 +4,7 @@ use store::{Admin, SessionId};
 use types::{Buf, SnapshotId};
 use wire::{HeldSnapshot, Reply, Request, Role, WireError};
 
-use crate::node::{DiskOp, MIB, Node, filled, replica, write};
+use crate::node::{DiskOp, InFlight, MIB, Node, filled, replica, write};
 
 const SLOT: u64 = 64 << 10;
 const SIZE: u64 = 8 * MIB;
@@ -197,6 +197,35 @@ fn a_snapshot_is_refused_while_writes_are_under_way() {
     });
     let too_large = Request::Snapshot { snapshot: id(2), size: SIZE + 4096 };
     assert!(matches!(node.ask(session, too_large), Reply::Failed(WireError::Invalid { .. })));
+}
+
+/// Its engine had given the snapshot up and let its writes go. Found by the simulation.
+#[test]
+fn a_write_that_came_and_ended_while_a_snapshot_was_made_spoils_it() {
+    for new in [0, SLOT] {
+        let (mut node, session) = node();
+        node.write(session, 0, filled(4096, 1), 1);
+        let taking = node.send(session, Request::Snapshot { snapshot: id(1), size: SIZE });
+        let complete = |node: &mut Node| {
+            let quick = |f: &InFlight| !matches!(f.op, DiskOp::Sync { .. });
+            while let Some(at) = node.in_flight.iter().position(quick) {
+                node.complete(at);
+            }
+        };
+        complete(&mut node);
+        assert!(!node.in_flight.is_empty(), "the sync of the snapshot is under way");
+        let written = node.send(session, write(new, filled(4096, 2), 1));
+        complete(&mut node);
+        assert_eq!(node.take(session, written), Some(Reply::Done));
+        node.settle();
+        let reply = node.take(session, taking).unwrap();
+        assert!(matches!(reply, Reply::Failed(WireError::Invalid { .. })), "{reply:?}");
+        assert_eq!(node.ask(session, Request::Snapshots), Reply::Snapshots(Vec::new()));
+
+        let mut node = Node::open(node.disk, 1, node.now).unwrap();
+        let (session, _) = node.attach(1, 2, Role::Engine);
+        assert_eq!(node.read(session, new, 4096), filled(4096, 2));
+    }
 }
 
 /// Bit rot in a piece is copied with it, and noticed on both sides.

@@ -52,6 +52,8 @@ pub struct Engine {
     pub(crate) lock: IntervalLock,
     pub(crate) jobs: BTreeMap<u64, RegionJob>,
     pub(crate) next_job: u64,
+    /// Of the last resync that was begun.
+    pub(crate) last_run: u64,
     pub(crate) comparison: Option<Comparison>,
     pub(crate) scrub: Scrub,
     pub(crate) taking: Option<Taking>,
@@ -102,6 +104,7 @@ impl Engine {
             lock: IntervalLock::default(),
             jobs: BTreeMap::new(),
             next_job: 0,
+            last_run: 0,
             comparison: None,
             scrub: Scrub::default(),
             taking: None,

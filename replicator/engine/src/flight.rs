@@ -86,6 +86,7 @@ pub(crate) enum Purpose {
     /// R19: regions that may differ; the flag says that the target itself was asked.
     Tags {
         target: usize,
+        run: u64,
     },
     /// A step of a region job.
     Region {
@@ -107,6 +108,7 @@ pub(crate) enum Purpose {
     /// Which snapshots source and target of a resync have.
     Held {
         target: usize,
+        run: u64,
     },
     /// The target has the contents of a snapshot, and makes it its own.
     Past {

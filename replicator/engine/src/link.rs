@@ -111,9 +111,12 @@ impl Engine {
         match purpose {
             Purpose::Foreground(_) | Purpose::Seal | Purpose::Ping | Purpose::JoinFlush { .. } => {}
             Purpose::EraFlush | Purpose::EraSeal => self.era_lost(index, purpose, over, out),
-            Purpose::Tags { target } | Purpose::Held { target } | Purpose::Past { target } => {
-                self.abandon_resync(target, out);
+            Purpose::Tags { target, run } | Purpose::Held { target, run } => {
+                if self.resync(target, run).is_some() {
+                    self.abandon_resync(target, out);
+                }
             }
+            Purpose::Past { target } => self.abandon_resync(target, out),
             Purpose::Snapshot => self.snapshot_lost(out),
             Purpose::Region { job } => self.region_lost(job, index, out),
             Purpose::RollbackRead { write } => self.rollback_read_failed(write, index, out),

@@ -39,8 +39,9 @@ impl Past {
 
 impl Engine {
     pub(crate) fn start_past(&mut self, target: usize, source: usize, out: &mut Vec<Output>) {
+        let Standing::Syncing(resync) = &self.members[target].standing else { return };
+        let purpose = Purpose::Held { target, run: resync.run };
         for asked in [source, target] {
-            let purpose = Purpose::Held { target };
             self.send_internal(purpose, Request::Snapshots, Mask::one(asked), out);
         }
     }
@@ -48,13 +49,13 @@ impl Engine {
     /// `asked` says which snapshots it has.
     pub(crate) fn held_by(
         &mut self,
-        target: usize,
+        (target, run): (usize, u64),
         asked: usize,
         reply: Reply,
         out: &mut Vec<Output>,
     ) {
+        let Some(resync) = self.resync(target, run) else { return };
         let Reply::Snapshots(held) = reply else { return self.abandon_resync(target, out) };
-        let Standing::Syncing(resync) = &mut self.members[target].standing else { return };
         let (Stage::Asking, Some(past)) = (&resync.stage, &mut resync.past) else { return };
         let of = if asked == target { &mut past.of_target } else { &mut past.of_source };
         *of = Some(held);

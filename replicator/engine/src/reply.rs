@@ -99,10 +99,10 @@ impl Engine {
                 self.era_sealed(index);
                 self.era_step(purpose, over, out);
             }
-            Purpose::Tags { target } => self.tags(target, index, request, reply, out),
+            Purpose::Tags { target, run } => self.tags((target, run), index, request, reply, out),
             Purpose::Region { job } => self.region_reply(job, index, reply, out),
             Purpose::Snapshot => self.snapshot_made(over, out),
-            Purpose::Held { target } => self.held_by(target, index, reply, out),
+            Purpose::Held { target, run } => self.held_by((target, run), index, reply, out),
             Purpose::Past { target } => self.past_made(target, out),
             Purpose::JoinFlush { target } => self.join_flushed(target, out),
             Purpose::RollbackRead { write } => self.rollback_data(write, index, reply, out),

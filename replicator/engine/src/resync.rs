@@ -28,6 +28,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// A resync under way.
 #[derive(Debug)]
 pub(crate) struct Resync {
+    /// Tells it from an earlier one, whose source may still answer.
+    pub(crate) run: u64,
     pub(crate) source: usize,
     pub(crate) stage: Stage,
     /// While the target is given snapshots that it lacks.
@@ -78,7 +80,9 @@ impl Engine {
         member.progress = Progress::default();
         member.unfit = false;
         let (stage, past) = (Stage::Asking, Some(Past::default()));
-        member.standing = Standing::Syncing(Box::new(Resync { source, stage, past }));
+        self.last_run += 1;
+        let run = self.last_run;
+        member.standing = Standing::Syncing(Box::new(Resync { run, source, stage, past }));
         // A member of the ISR has all snapshots that count, and may yet have to be the source itself:
         // its contents must not go back.
         if matches!(self.phase, Phase::Reconciling { .. }) {
@@ -134,6 +138,14 @@ impl Engine {
             .any(|(_, flight)| flight.launched && flight.era.is_some())
     }
 
+    /// Resync `run` of `target`, if it is still under way.
+    pub(crate) fn resync(&mut self, target: usize, run: u64) -> Option<&mut Resync> {
+        match &mut self.members[target].standing {
+            Standing::Syncing(resync) if resync.run == run => Some(resync),
+            _ => None,
+        }
+    }
+
     pub(crate) fn list_tags(&mut self, target: usize, out: &mut Vec<Output>) {
         let Standing::Syncing(resync) = &self.members[target].standing else { return };
         let source = resync.source;
@@ -148,28 +160,29 @@ impl Engine {
         };
         let Standing::Syncing(resync) = &mut self.members[target].standing else { return };
         resync.stage = Stage::Listing { lists: 2, set: BTreeSet::new() };
+        let purpose = Purpose::Tags { target, run: resync.run };
         for asked in [source, target] {
             let request = Request::Tags { above, first: 0 };
-            self.send_internal(Purpose::Tags { target }, request, Mask::one(asked), out);
+            self.send_internal(purpose, request, Mask::one(asked), out);
         }
     }
 
     /// A page of tags from `asked`.
     pub(crate) fn tags(
         &mut self,
-        target: usize,
+        (target, run): (usize, u64),
         asked: usize,
         request: Option<Request>,
         reply: Reply,
         out: &mut Vec<Output>,
     ) {
+        let size = self.config.size;
+        let Some(resync) = self.resync(target, run) else { return };
         let (Reply::Regions { regions, next }, Some(Request::Tags { above, first })) =
             (reply, request)
         else {
             return self.abandon_resync(target, out);
         };
-        let size = self.config.size;
-        let Standing::Syncing(resync) = &mut self.members[target].standing else { return };
         let Stage::Listing { lists, set } = &mut resync.stage else { return };
         if !(planted(Bug::SourceTagsOnly) && asked == target) {
             set.extend(regions.into_iter().filter(|region| u64::from(*region) * REGION < size));
@@ -177,7 +190,7 @@ impl Engine {
         match next {
             Some(next) if next > first => {
                 let request = Request::Tags { above, first: next };
-                self.send_internal(Purpose::Tags { target }, request, Mask::one(asked), out);
+                self.send_internal(Purpose::Tags { target, run }, request, Mask::one(asked), out);
             }
             Some(_) => self.abandon_resync(target, out),
             None => {

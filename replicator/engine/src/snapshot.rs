@@ -15,7 +15,7 @@ use crate::flight::{Mask, Purpose};
 use crate::member::{Member, Standing};
 use core::time::Duration;
 use types::plant::{Bug, planted};
-use types::{Instant, SnapshotId};
+use types::{Instant, ReplicaId, SnapshotId};
 use wire::{Request, WireError};
 
 /// How long the volume may take to become quiet enough to begin.
@@ -37,7 +37,8 @@ pub(crate) struct Taking {
     snapshot: SnapshotId,
     step: Step,
     since: Instant,
-    members: Mask,
+    /// Who was asked for it: by name, since the place of one that is removed is given to another one.
+    asked: Vec<ReplicaId>,
 }
 
 impl Taking {
@@ -62,8 +63,8 @@ impl Engine {
             let result = Err(SnapshotError::Aborted(reason.to_owned()));
             return out.push(Output::Snapshot { ticket, result });
         }
-        let (step, since, members) = (Step::Sealing, self.now, Mask::default());
-        self.taking = Some(Taking { ticket, snapshot, step, since, members });
+        let (step, since, asked) = (Step::Sealing, self.now, Vec::new());
+        self.taking = Some(Taking { ticket, snapshot, step, since, asked });
         self.seal_era_now(out);
     }
 
@@ -127,7 +128,7 @@ impl Engine {
         let size = self.config.size;
         let Some(taking) = &mut self.taking else { return };
         taking.step = Step::Snapshotting;
-        taking.members = members;
+        taking.asked = members.iter().map(|index| self.members[index].spec.replica).collect();
         let request = Request::Snapshot { snapshot: taking.snapshot, size };
         self.send_internal(Purpose::Snapshot, request, members, out);
     }
@@ -141,7 +142,10 @@ impl Engine {
         if !over {
             return;
         }
-        let holders = taking.members.iter().map(|index| self.members[index].spec.replica).collect();
+        let counts = |replica: &&ReplicaId| {
+            self.members.iter().any(|m| m.spec.replica == **replica && m.counts())
+        };
+        let holders = taking.asked.iter().filter(counts).copied().collect();
         let taken = SnapshotTaken {
             epoch: self.config.epoch,
             isr_version: self.isr_version,

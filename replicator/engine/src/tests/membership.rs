@@ -2,8 +2,10 @@
 
 use super::attach::ms;
 use super::replica::Replica;
-use super::world::{RaftMode, SIZE, World};
+use super::world::{RaftMode, SIZE, World, replica_id};
 use crate::Input;
+use crate::member::Standing;
+use crate::resync::Stage;
 use types::{BlockOp, Era, IoError, REGION};
 
 #[test]
@@ -347,7 +349,7 @@ fn a_comparison_finds_every_difference() {
 
 impl World {
     /// Raft takes the newest replica for a new one; the ISR stays.
-    fn replace_newest(&mut self, slot: usize) -> usize {
+    pub(super) fn replace_newest(&mut self, slot: usize) -> usize {
         let old = self.replicas.len() - 1;
         let new = self.replicas.len();
         self.replicas.push(Replica::new(SIZE));
@@ -386,4 +388,65 @@ fn a_removed_replica_is_left_alone_and_its_place_is_taken() {
     world.revive(1);
     world.run(ms(5000));
     assert!(world.replicas[1].sessions.is_empty(), "nobody asks for what was removed");
+}
+
+/// A member may still answer what was asked of it as the source of an earlier resync: that is no list for the
+/// replica that got the place of the one that was resynced then.
+#[test]
+fn what_was_asked_for_a_removed_replica_is_not_taken_for_its_successor() {
+    let mut world = World::new(9, 3, &[1, 2]);
+    world.kill(0, false);
+    let slot = world.attach(7, &[]);
+    world.run(ms(100));
+    for block in [0, 256, 559] {
+        world.write(slot, block, 1, false);
+    }
+    // What is sealed is not listed for who has sealed it.
+    world.run(ms(61_000));
+    world.kill(2, false);
+    world.run(ms(100));
+    world.read(slot, 0);
+    world.run(ms(8000));
+    assert_eq!(world.isr(), [1]);
+    world.raft.mode = RaftMode::Lost;
+    world.revive(0);
+    world.run(ms(2000));
+    assert_eq!(world.slots[slot].resynced, [0], "its Grow is undecided");
+
+    let listing = |world: &World, replica: usize| {
+        world.slots[slot].engine.members.iter().any(|member| {
+            let resync = match &member.standing {
+                Standing::Syncing(resync) => resync,
+                _ => return false,
+            };
+            member.spec.replica == replica_id(replica)
+                && matches!(resync.stage, Stage::Listing { .. })
+        })
+    };
+    let until_listing = |world: &mut World, replica: usize| {
+        let end = world.now.after(ms(3000));
+        while !listing(world, replica) {
+            assert!(world.now < end, "replica {replica} is not resynced");
+            world.run(core::time::Duration::from_micros(20));
+        }
+    };
+    world.revive(2);
+    until_listing(&mut world, 2);
+    world.silence(1, ms(1200));
+    let answers = world.now.after(ms(1200));
+    world.raft.mode = RaftMode::Normal;
+    world.run(ms(300));
+    assert_eq!(world.isr(), [0, 1]);
+    world.replicas.push(Replica::new(SIZE));
+    world.power_lost.push(None);
+    world.repaired.push(0);
+    let specs = [0, 1, 3].map(|index| world.member(index, 7, &[])).to_vec();
+    world.tell(slot, Input::Members(specs));
+    until_listing(&mut world, 3);
+    assert!(world.now < answers);
+    // The list of its own source comes after the answer for its predecessor.
+    world.replicas[0].silent_until = answers.after(ms(50));
+    world.run(ms(5000));
+    assert_eq!(world.isr(), [0, 1, 3]);
+    assert!((0..560).all(|b| world.replicas[3].value(b) == world.replicas[0].value(b)));
 }

@@ -141,6 +141,30 @@ fn a_member_that_is_lost_within_the_pause_aborts_the_snapshot_and_nothing_else()
     assert_eq!(world.isr(), [0, 1]);
 }
 
+/// Nor is the replica that got its place among the members. Found by the simulation.
+#[test]
+fn a_member_that_left_after_its_answer_is_no_holder() {
+    let (mut world, slot) = World::active(3);
+    world.write(slot, 0, 1, false);
+    world.run(ms(20));
+    world.disk = (30_000_000, 30_000_000);
+    world.snapshot(slot);
+    // The era is flushed and sealed; then the members make the snapshot, the second one slowly.
+    world.run(ms(70));
+    world.replicas[1].stuck_until = world.now.after(ms(800));
+    world.run(ms(40));
+    world.kill(2, false);
+    world.run(ms(100));
+    assert_eq!(world.isr(), [0, 1]);
+    let new = world.replace_newest(slot);
+    world.run(ms(1000));
+    let taken = world.slots[slot].snapshots[0].as_ref().unwrap();
+    assert_eq!(taken.holders, [replica_id(0), replica_id(1)]);
+    world.run(ms(5000));
+    assert_eq!(world.isr(), [0, 1, new]);
+    world.check_committed(new);
+}
+
 #[test]
 fn a_replica_that_returns_is_given_the_snapshots_that_it_lacks() {
     let (mut world, slot) = World::active(2);

@@ -56,7 +56,7 @@ pub struct Volume {
     pub surely_used: bool,
     /// Snapshots that may be there.
     pub snapshots: Vec<Snapshot>,
-    /// One is being made: no write may come before its answer.
+    /// One is being made, and no write may come before its answer.
     pub snapshotting: bool,
 }
 

@@ -2,7 +2,8 @@
 //!
 //! What one holds is what its volume held when it was asked for: of each block the last acknowledged
 //! write, or a later one that nobody knows the end of. It is there once it was acknowledged, until its
-//! drop was asked for, and right for as long as it is there.
+//! drop was asked for, and right for as long as it is there. Of some the engine does not hold its writes until
+//! the answer, as if it had given them up: they are spoilt by the first write, or right as well.
 
 use kit::content::{BLOCK, Block, SECTOR, read_sector};
 use kit::ids::{hello, replica};
@@ -17,6 +18,8 @@ use crate::workload::{Pending, Work};
 
 /// Snapshots of a volume at a time.
 const SNAPSHOTS: usize = 3;
+/// Of so many snapshots the engine gives one up.
+const GIVEN_UP: u64 = 3;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -59,19 +62,22 @@ impl Volume {
 impl Work {
     pub(crate) fn snapshot(&mut self, at: usize, cut: &mut dyn FnMut(&Disk, &Model)) {
         let volume = &self.model.volumes[at];
-        if volume.busy() || volume.snapshotting || volume.size != volume.blocks.len() {
+        let asked = volume.snapshots.iter().any(|snapshot| snapshot.state == State::Asked);
+        if volume.busy() || asked || volume.size != volume.blocks.len() {
             return;
         }
         if volume.snapshots.len() >= SNAPSHOTS {
             return self.drop_snapshot(at, cut);
         }
-        let id = SnapshotId::from_bytes(u128::from(self.model.next_snapshot()).to_le_bytes());
+        let number = self.model.next_snapshot();
+        let id = SnapshotId::from_bytes(u128::from(number).to_le_bytes());
+        let given_up = number.is_multiple_of(GIVEN_UP);
         let volume = &mut self.model.volumes[at];
         let (last, blocks) = (volume.acked(), volume.blocks.clone());
         let size = blocks.len() as u64 * BLOCK;
         volume.snapshots.push(Snapshot { id, state: State::Asked, blocks });
-        volume.snapshotting = true;
-        let pending = Pending::Snapshot { id, last };
+        volume.snapshotting = !given_up;
+        let pending = Pending::Snapshot { id, last, given_up };
         self.send(at, Request::Snapshot { snapshot: id, size }, pending, cut);
     }
 

@@ -26,7 +26,7 @@ pub(crate) enum Pending {
     Flush { last: Vec<u64>, seal: Option<Tag>, close: bool },
     Read,
     Mark { region: u32, tag: Tag },
-    Snapshot { id: SnapshotId, last: Vec<u64> },
+    Snapshot { id: SnapshotId, last: Vec<u64>, given_up: bool },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -262,7 +262,11 @@ impl Work {
             }
             (Pending::Read, Reply::Data { .. }) => {}
             (Pending::Mark { region, tag }, Reply::Done) => volume.marked(region, tag),
-            (Pending::Snapshot { id, last }, Reply::Done) => {
+            (
+                Pending::Snapshot { id, given_up: true, .. },
+                Reply::Failed(WireError::Invalid { .. }),
+            ) => volume.snapshot_dropped(id),
+            (Pending::Snapshot { id, last, .. }, Reply::Done) => {
                 for (block, last) in volume.blocks.iter_mut().zip(last) {
                     block.flush(last);
                 }

@@ -52,7 +52,7 @@ enum Pending {
     Read { first: usize, expected: Vec<Option<Content>> },
     Hash { first: usize, expected: Vec<Content> },
     Flush { last: Vec<u64>, seal: Option<Tag>, close: bool },
-    Snapshot { id: SnapshotId, last: Vec<u64> },
+    Snapshot { id: SnapshotId, last: Vec<u64>, given_up: bool },
     Mark { region: u32, tag: Tag },
 }
 
@@ -160,8 +160,8 @@ impl Model {
     }
 
     fn answered(&mut self, n: u8, pending: Pending, reply: Reply) {
-        if let Pending::Snapshot { id, last } = pending {
-            return self.snapshot_made(n, id, last, reply);
+        if let Pending::Snapshot { id, last, given_up } = pending {
+            return self.snapshot_made(n, (id, given_up), last, reply);
         }
         let volume = self.volumes.iter_mut().find(|volume| volume.n == n).unwrap();
         match (pending, reply) {

@@ -1,5 +1,6 @@
 //! Snapshots of the model: what one holds is what its volume held when it was asked for, whatever is
-//! written, discarded, dropped, restarted or cut off afterwards.
+//! written, discarded, dropped, restarted or cut off afterwards. Of every third one the engine does not hold its
+//! writes until the answer, as if it had given it up: the first of them spoils it.
 
 use super::{Life, Model, Pending};
 use crate::node::{Node, replica};
@@ -28,27 +29,39 @@ pub(super) struct Snapshot {
 impl Model {
     pub(super) fn snapshot(&mut self, at: usize) {
         let volume = &self.volumes[at];
-        if volume.snapshotting || volume.blocks.iter().any(|block| block.busy) {
+        let asked = volume.snapshots.iter().any(|snapshot| snapshot.state == State::Asked);
+        if asked || volume.blocks.iter().any(|block| block.busy) {
             return;
         }
         if volume.snapshots.len() >= 4 {
             return self.drop_snapshot(at);
         }
-        let id = SnapshotId::from_bytes(u128::from(self.id()).to_le_bytes());
+        let number = self.id();
+        let id = SnapshotId::from_bytes(u128::from(number).to_le_bytes());
+        let given_up = number.is_multiple_of(3);
         let last = self.acked(at);
         let volume = &mut self.volumes[at];
         let contents = volume.blocks.iter().map(Block::present).collect();
         volume.snapshots.push(Snapshot { id, state: State::Asked, contents });
-        volume.snapshotting = true;
+        volume.snapshotting = !given_up;
         let size = volume.blocks.len() as u64 * BLOCK;
         let request = Request::Snapshot { snapshot: id, size };
-        self.send(at, request, Pending::Snapshot { id, last });
+        self.send(at, request, Pending::Snapshot { id, last, given_up });
     }
 
-    pub(super) fn snapshot_made(&mut self, n: u8, id: SnapshotId, last: Vec<u64>, reply: Reply) {
+    pub(super) fn snapshot_made(
+        &mut self,
+        n: u8,
+        (id, given_up): (SnapshotId, bool),
+        last: Vec<u64>,
+        reply: Reply,
+    ) {
         let volume = self.volumes.iter_mut().find(|volume| volume.n == n).unwrap();
-        assert_eq!(reply, Reply::Done);
         volume.snapshotting = false;
+        if given_up && matches!(reply, Reply::Failed(WireError::Invalid { .. })) {
+            return volume.snapshots.retain(|snapshot| snapshot.id != id);
+        }
+        assert_eq!(reply, Reply::Done);
         for (block, last) in volume.blocks.iter_mut().zip(last) {
             block.flush(last);
         }

@@ -83,7 +83,7 @@ pub(crate) enum Purpose {
     EraFlush,
     /// R18: broadcast of the seal.
     EraSeal,
-    /// R19: regions that may differ; the flag says that the target itself was asked.
+    /// R19: regions that may differ, asked for by this resync of the target.
     Tags {
         target: usize,
         run: u64,
@@ -105,7 +105,7 @@ pub(crate) enum Purpose {
     },
     /// R26.
     Snapshot,
-    /// Which snapshots source and target of a resync have.
+    /// Which snapshots source and target of this resync have.
     Held {
         target: usize,
         run: u64,

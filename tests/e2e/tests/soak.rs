@@ -5,7 +5,7 @@ use e2e::{fresh_dir, tell_last_lines, turn};
 use lab::fire::{self, FAULTS, Fault, Harm, Options, Tally};
 use lab::{Lab, Plan};
 
-/// A soak of one round for each of `rounds`, in which nothing is lost.
+/// A soak of so many rounds, in which nothing is lost.
 async fn soak(faults: Vec<Fault>, rounds: u32, seed: u64) -> Tally {
     let _turn = turn().await;
     let dir = fresh_dir();

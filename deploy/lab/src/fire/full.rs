@@ -13,7 +13,6 @@ use tokio::time::timeout;
 pub(super) const POOL_BYTES: u64 = 1536 << 20;
 /// Longest wait for each call.
 const PATIENCE: Duration = Duration::from_secs(30);
-
 /// How long the database may take to notice that there is no room.
 const NOTICE: Duration = Duration::from_secs(15);
 /// The table is committed before it is filled: no crash leaves files of it behind. What was dropped is unlinked by

@@ -348,13 +348,18 @@ fn a_comparison_finds_every_difference() {
 }
 
 impl World {
-    /// Raft takes the newest replica for a new one; the ISR stays.
-    pub(super) fn replace_newest(&mut self, slot: usize) -> usize {
-        let old = self.replicas.len() - 1;
-        let new = self.replicas.len();
+    /// Another replica, which holds nothing.
+    fn add_replica(&mut self) -> usize {
         self.replicas.push(Replica::new(SIZE));
         self.power_lost.push(None);
         self.repaired.push(0);
+        self.replicas.len() - 1
+    }
+
+    /// Raft takes the newest replica for a new one; the ISR stays.
+    pub(super) fn replace_newest(&mut self, slot: usize) -> usize {
+        let old = self.replicas.len() - 1;
+        let new = self.add_replica();
         let keep = (0..=new).filter(|index| *index == 0 || *index > old);
         let specs = keep.map(|index| self.member(index, 0, &[])).collect();
         self.tell(slot, Input::Members(specs));
@@ -415,12 +420,8 @@ fn what_was_asked_for_a_removed_replica_is_not_taken_for_its_successor() {
 
     let listing = |world: &World, replica: usize| {
         world.slots[slot].engine.members.iter().any(|member| {
-            let resync = match &member.standing {
-                Standing::Syncing(resync) => resync,
-                _ => return false,
-            };
             member.spec.replica == replica_id(replica)
-                && matches!(resync.stage, Stage::Listing { .. })
+                && matches!(&member.standing, Standing::Syncing(resync) if matches!(resync.stage, Stage::Listing { .. }))
         })
     };
     let until_listing = |world: &mut World, replica: usize| {
@@ -437,16 +438,14 @@ fn what_was_asked_for_a_removed_replica_is_not_taken_for_its_successor() {
     world.raft.mode = RaftMode::Normal;
     world.run(ms(300));
     assert_eq!(world.isr(), [0, 1]);
-    world.replicas.push(Replica::new(SIZE));
-    world.power_lost.push(None);
-    world.repaired.push(0);
-    let specs = [0, 1, 3].map(|index| world.member(index, 7, &[])).to_vec();
+    let new = world.add_replica();
+    let specs = [0, 1, new].map(|index| world.member(index, 7, &[])).to_vec();
     world.tell(slot, Input::Members(specs));
-    until_listing(&mut world, 3);
+    until_listing(&mut world, new);
     assert!(world.now < answers);
     // The list of its own source comes after the answer for its predecessor.
     world.replicas[0].silent_until = answers.after(ms(50));
     world.run(ms(5000));
-    assert_eq!(world.isr(), [0, 1, 3]);
-    assert!((0..560).all(|b| world.replicas[3].value(b) == world.replicas[0].value(b)));
+    assert_eq!(world.isr(), [0, 1, new]);
+    assert!((0..560).all(|b| world.replicas[new].value(b) == world.replicas[0].value(b)));
 }

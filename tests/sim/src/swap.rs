@@ -6,7 +6,6 @@ use crate::disk::SimDisk;
 use crate::node::{Death, Image};
 use crate::rng::Rng;
 use crate::world::{World, index};
-use metadata::ReplicaState;
 use store::PoolDisk as _;
 use types::{ClusterId, Epoch, PoolId};
 use uuid::Uuid;
@@ -92,11 +91,12 @@ impl World {
         }
         for (_, record) in state.replicas_on(self.nodes[n].id) {
             self.checks.isr.pool_swapped(record.replica);
-            // One that is still to be made will be.
-            if record.state == ReplicaState::Creating {
+            // One that never sealed anything holds nothing. It is made if that is still to be done, and may be
+            // made again by a node that has not heard that it was.
+            if record.sealed == Epoch(0) {
                 continue;
             }
-            self.put_back.insert(record.replica, (record.node, record.sealed.max(Epoch(1))));
+            self.put_back.insert(record.replica, (record.node, record.sealed));
             // It counts for nothing any more, as one whose disk failed.
             self.checks.copy_failed(record.replica, self.now);
         }

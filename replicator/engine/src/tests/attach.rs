@@ -126,6 +126,42 @@ fn a_stop_that_loses_a_member_ends_unclean_or_without_it() {
     assert!(world.replicas[1].in_use.is_some());
 }
 
+/// R20: nothing waits for it, and nobody is called clean.
+#[test]
+fn a_stop_whose_member_is_lost_in_a_step_ends_unclean_at_once() {
+    let (mut world, slot) = World::active(2);
+    world.write(slot, 3, 2, false);
+    world.run(ms(20));
+    world.replicas[1].stuck_until = world.now.after(ms(10_000));
+    world.tell(slot, Input::Stop);
+    world.run(ms(10));
+    assert_eq!((world.replicas[0].flushes, world.replicas[1].flushes), (1, 0));
+    world.kill(1, false);
+    world.run(ms(1000));
+    assert_eq!(world.slots[slot].stopped, Some(false));
+    assert!(world.replicas.iter().all(|replica| replica.in_use.is_some()));
+}
+
+/// R20: whichever step it was in.
+#[test]
+fn a_stop_is_clean_only_if_whoever_is_in_the_isr_has_closed() {
+    let mut clean = [0, 0];
+    for cut in 0..60 {
+        let (mut world, slot) = World::active(2);
+        world.write(slot, 3, 2, false);
+        world.run(ms(20));
+        world.tell(slot, Input::Stop);
+        world.run(Duration::from_micros(50 * cut));
+        world.kill(1, false);
+        world.run(ms(1000));
+        let stopped = world.slots[slot].stopped.expect("it ends soon");
+        let closed = world.isr().iter().all(|index| world.replicas[*index].in_use.is_none());
+        assert!(!stopped || closed, "cut {cut}");
+        clean[usize::from(stopped)] += 1;
+    }
+    assert!(clean[0] > 5 && clean[1] > 5, "{clean:?}");
+}
+
 /// R4: what was begun before the stop needs the smaller ISR to be acknowledged.
 #[test]
 fn a_stop_finishes_what_was_begun_without_the_member_that_it_loses() {

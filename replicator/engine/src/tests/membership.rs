@@ -45,6 +45,47 @@ fn only_what_may_differ_is_compared() {
     assert_eq!((compared, progress.copied), ((192 << 10, 192 << 10), 64 << 10), "{progress:?}");
 }
 
+/// R19: a write that the source alone was sent is on its disk before the source says what may differ.
+#[test]
+fn what_was_begun_without_the_target_is_not_missed_by_its_resync() {
+    let (mut world, slot) = World::active(2);
+    world.write(slot, 0, 1, false);
+    world.run(ms(32_000));
+    world.kill(1, false);
+    world.run(ms(1000));
+    assert_eq!(world.isr(), [0]);
+    let usual = world.disk;
+    world.disk = (1_000_000_000, 1_000_000_001);
+    let write = world.write(slot, 300, 1, false);
+    world.run(ms(5));
+    world.disk = usual;
+    world.revive(1);
+    world.run(ms(900));
+    assert_eq!((world.result(write), world.isr()), (None, vec![0]));
+    let standing = &world.slots[slot].engine.members[1].standing;
+    assert!(matches!(standing, Standing::Syncing(_)), "it is being resynced: {standing:?}");
+    world.run(ms(2000));
+    assert_eq!((world.result(write), world.isr()), (Some(Ok(())), vec![0, 1]));
+    world.assert_identical();
+}
+
+#[test]
+fn a_resync_does_not_wait_for_writes_that_its_target_has_too() {
+    let (mut world, slot) = World::active(2);
+    // There is always something in flight.
+    world.disk = (2_000_000, 4_000_000);
+    for round in 0..3000 {
+        match round {
+            1000 => world.kill(1, false),
+            2000 => world.revive(1),
+            _ => {}
+        }
+        world.write(slot, round % 500, 1, false);
+        world.run(ms(1));
+    }
+    assert_eq!(world.isr(), [0, 1]);
+}
+
 /// R18: an era in which nothing was written tells nothing.
 #[test]
 fn an_idle_volume_seals_no_eras() {
@@ -393,6 +434,21 @@ fn a_removed_replica_is_left_alone_and_its_place_is_taken() {
     world.revive(1);
     world.run(ms(5000));
     assert!(world.replicas[1].sessions.is_empty(), "nobody asks for what was removed");
+}
+
+/// Also while nobody takes its place.
+#[test]
+fn a_removed_replica_gets_no_link_once_it_does_not_count() {
+    let (mut world, slot) = World::active(2);
+    world.kill(1, false);
+    world.run(ms(1000));
+    assert_eq!(world.isr(), [0]);
+    let specs = vec![world.member(0, 0, &[])];
+    world.tell(slot, Input::Members(specs));
+    world.revive(1);
+    world.run(ms(3000));
+    assert!(world.replicas[1].sessions.is_empty());
+    assert_eq!(world.isr(), [0]);
 }
 
 /// A member may still answer what was asked of it as the source of an earlier resync: that is no list for the

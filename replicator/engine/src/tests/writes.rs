@@ -167,6 +167,40 @@ fn a_full_pool_that_cannot_be_read_is_resynced() {
     world.assert_identical();
 }
 
+/// Whatever was put back by then: a copy that is back before the ISR could change leaves all the same, the write
+/// is answered, and its range is free again.
+#[test]
+fn a_copy_that_is_lost_while_a_write_is_taken_back_leaves() {
+    for (cut, lost) in (0..60).flat_map(|cut| [(cut, 0), (cut, 1)]) {
+        let (mut world, slot) = World::active(4);
+        world.write(slot, 0, 2, false);
+        world.run(ms(10));
+        world.replicas[2].full = true;
+        world.disk = (4_000_000, 8_000_000);
+        let write = world.write(slot, 1, 4, false);
+        world.run(core::time::Duration::from_micros(500 * cut));
+        // Another member is about to leave: this one cannot leave as well for its link alone.
+        world.raft.mode = RaftMode::Lost;
+        world.kill(3, false);
+        world.run(ms(7));
+        world.kill(lost, false);
+        world.revive(lost);
+        world.run(ms(1500));
+        world.raft.mode = RaftMode::Normal;
+        world.run(ms(1000));
+        let behind = world.write(slot, 1, 1, false);
+        world.run(ms(500));
+        let results = (world.result(write), world.result(behind));
+        let expected = (Some(Err(IoError::NoSpace)), Some(Ok(())));
+        assert_eq!(results, expected, "cut {cut}, replica {lost}");
+        world.replicas[2].full = false;
+        world.revive(3);
+        world.run(ms(5000));
+        assert_eq!(world.isr(), [0, 1, 2, 3], "cut {cut}, replica {lost}");
+        world.assert_identical();
+    }
+}
+
 #[test]
 fn a_full_pool_of_a_target_ends_its_resync_only() {
     let mut world = World::new(3, 2, &[0]);

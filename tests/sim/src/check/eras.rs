@@ -54,7 +54,9 @@ impl Eras {
             self.written.insert((replica, era), self.now);
         }
         if let Some(sent) = flush.filter(|_| !matches!(reply, Reply::Failed(_))) {
-            self.synced.insert(replica, sent);
+            // One that finds everything synced is answered before an older one that waits for a sync.
+            let newest = self.synced.entry(replica).or_default();
+            *newest = sent.max(*newest);
         }
     }
 

@@ -281,6 +281,12 @@ impl Blocks {
     /// Every in-sync copy lost its memory.
     pub fn lose(&mut self) {
         self.lost = true;
+        // If nothing that was acknowledged is lost the engine goes on, and sends what was under way again.
+        for index in self.open.values().flat_map(|open| open.blocks.clone()) {
+            if let Some(block) = self.blocks.get_mut(&index) {
+                block.torn = Moment::MAX;
+            }
+        }
         if self.owes_something() {
             self.owing = Some(self.now);
         }
@@ -478,9 +484,24 @@ mod tests {
         assert!(blocks.held(0, Content::Torn([2, 3, 4, 2, 2, 2, 2, 2])).is_err());
     }
 
+    const TORN: Content = Content::Torn([1, 2, 1, 1, 1, 1, 1, 2]);
+
+    #[test]
+    fn what_was_being_written_when_all_lost_their_memory_may_be_torn_until_it_is_written() {
+        let mut blocks = Blocks::default();
+        blocks.activated(Epoch(1));
+        write(&mut blocks, 1, 1);
+        blocks.write_ends(1, true, true);
+        write(&mut blocks, 2, 1);
+        assert!(blocks.held(0, TORN).is_err(), "nothing was lost");
+        blocks.lose();
+        assert!(blocks.held(0, TORN).is_ok());
+        blocks.write_ends(2, true, false);
+        assert!(blocks.held(0, TORN).is_err());
+    }
+
     #[test]
     fn a_torn_block_is_whole_for_reads_that_begin_after_it_was_rewritten() {
-        const TORN: Content = Content::Torn([1, 2, 1, 1, 1, 1, 1, 2]);
         let mut blocks = Blocks::default();
         blocks.activated(Epoch(1));
         write(&mut blocks, 1, 1);

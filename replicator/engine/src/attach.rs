@@ -145,16 +145,22 @@ impl Engine {
     pub(crate) fn check_reconciled(&mut self, out: &mut Vec<Output>) {
         let Phase::Reconciling { source, until, asked } = self.phase else { return };
         if !self.members[source].is_up() {
-            // The source went away before anything was written by us: seal and choose again.
-            for member in &mut self.members {
+            // The source went away before anything was acknowledged by us: seal and choose again.
+            self.phase = Phase::Sealing { since: self.now };
+            for index in 0..self.members.len() {
+                let member = &mut self.members[index];
+                let resynced =
+                    matches!(member.standing, Standing::Syncing(_) | Standing::Joining(_));
                 if member.spec.in_isr && !matches!(member.standing, Standing::Failed) {
                     member.standing = Standing::InSync;
                     member.unfit = false;
                 }
-            }
-            self.phase = Phase::Sealing { since: self.now };
-            for index in 0..self.members.len() {
-                self.cancel_copies(index, out);
+                if resynced {
+                    self.cancel_copies(index, out);
+                    // A write of a copy may still be under way there: its seal waits for that (R3).
+                    self.drop_link(index, out);
+                    self.forget_in_flights(index, out);
+                }
             }
             return;
         }

@@ -60,6 +60,8 @@ pub struct Engine {
     /// Writes that have their range and wait for the end of a snapshot.
     pub(crate) held: Vec<u64>,
     pub(crate) fill: Option<Fill>,
+    /// Counts the engine's own writes.
+    pub(crate) last_own: u64,
     pub(crate) era: Era,
     pub(crate) era_state: EraState,
     pub(crate) proposal: Option<Proposal>,
@@ -110,6 +112,7 @@ impl Engine {
             taking: None,
             held: Vec::new(),
             fill: None,
+            last_own: 0,
             era: Era(1),
             era_state: EraState::default(),
             proposal: None,

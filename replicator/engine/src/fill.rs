@@ -8,7 +8,7 @@ use crate::api::{LinkId, Output};
 use crate::core::{Engine, Phase};
 use crate::member::RECONNECT;
 use core::time::Duration;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use types::{
     BlockOp, BlockResult, Epoch, Incarnation, Instant, IoId, REGION, ReplicaId, SnapshotId,
@@ -72,7 +72,8 @@ pub(crate) struct Fill {
     regions: VecDeque<u32>,
     /// Chunks that are to be read next: offset and length.
     chunks: VecDeque<(u64, u64)>,
-    writes: usize,
+    /// Writes of chunks under way. One of an earlier filling, which was given up, may end behind it.
+    writes: BTreeSet<IoId>,
 }
 
 /// A request to a holder.
@@ -130,7 +131,7 @@ impl Engine {
             unlisted: Some(0),
             regions: VecDeque::new(),
             chunks: VecDeque::new(),
-            writes: 0,
+            writes: BTreeSet::new(),
         });
         self.tick_fill(out);
     }
@@ -208,7 +209,7 @@ impl Engine {
     fn advance_fill(&mut self, out: &mut Vec<Output>) {
         let Some(fill) = &mut self.fill else { return };
         let Some(link) = fill.link.filter(|_| fill.up) else { return };
-        while fill.asked.len() + fill.writes < WINDOW {
+        while fill.asked.len() + fill.writes.len() < WINDOW {
             let Some(asked) = fill.next() else { break };
             fill.next_seq += 1;
             if fill.asked.is_empty() {
@@ -224,7 +225,7 @@ impl Engine {
             };
             out.push(Output::Send { link, seq: fill.next_seq, request });
         }
-        if fill.asked.is_empty() && fill.writes == 0 {
+        if fill.asked.is_empty() && fill.writes.is_empty() {
             self.end_fill(Ok(()), out);
         }
     }
@@ -249,8 +250,9 @@ impl Engine {
                 fill.asked.remove(&seq);
                 fill.failures = 0;
                 if !is_zeros(data.as_slice()) {
-                    fill.writes += 1;
-                    let id = IoId(OWN | seq);
+                    self.last_own += 1;
+                    let id = IoId(OWN | self.last_own);
+                    fill.writes.insert(id);
                     self.submit(id, BlockOp::Write { offset, data, fua: false }, out);
                 }
                 self.advance_fill(out);
@@ -265,7 +267,9 @@ impl Engine {
             return out.push(Output::Complete { id, result });
         }
         let Some(fill) = &mut self.fill else { return };
-        fill.writes -= 1;
+        if !fill.writes.remove(&id) {
+            return;
+        }
         match result {
             Ok(_) => self.advance_fill(out),
             Err(error) => self.end_fill(Err(format!("a write failed: {error}")), out),

@@ -103,8 +103,10 @@ pub(crate) enum Purpose {
     RollbackWrite {
         write: u64,
     },
-    /// R26.
-    Snapshot,
+    /// R26: the attempt with this ticket. An earlier one that was given up may still be answered.
+    Snapshot {
+        ticket: u64,
+    },
     /// Which snapshots source and target of this resync have.
     Held {
         target: usize,

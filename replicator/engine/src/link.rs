@@ -117,7 +117,7 @@ impl Engine {
                 }
             }
             Purpose::Past { target } => self.abandon_resync(target, out),
-            Purpose::Snapshot => self.snapshot_lost(out),
+            Purpose::Snapshot { ticket } => self.snapshot_lost(ticket, out),
             Purpose::Region { job } => self.region_lost(job, index, out),
             Purpose::RollbackRead { write } => self.rollback_read_failed(write, index, out),
             Purpose::RollbackWrite { write } => {

@@ -69,14 +69,14 @@ impl Engine {
         if let Reply::Failed(error) = &reply {
             match purpose {
                 Purpose::Region { job } => self.region_refused(job, index, error, out),
-                Purpose::Snapshot => self.snapshot_refused(index, error, out),
+                Purpose::Snapshot { ticket } => self.snapshot_refused(ticket, index, error, out),
                 _ => self.internal_lost(purpose, index, over, out),
             }
             let mild = match error {
                 WireError::Disk { .. } => reading,
                 WireError::ReplicaFailed { .. } | WireError::Fenced { .. } => false,
                 // A copy without room or quiet for a snapshot is as good a copy as before.
-                _ => matches!(purpose, Purpose::Region { .. } | Purpose::Snapshot),
+                _ => matches!(purpose, Purpose::Region { .. } | Purpose::Snapshot { .. }),
             };
             if !mild {
                 self.member_error(index, error, out);
@@ -101,7 +101,7 @@ impl Engine {
             }
             Purpose::Tags { target, run } => self.tags((target, run), index, request, reply, out),
             Purpose::Region { job } => self.region_reply(job, index, reply, out),
-            Purpose::Snapshot => self.snapshot_made(over, out),
+            Purpose::Snapshot { ticket } => self.snapshot_made(ticket, over, out),
             Purpose::Held { target, run } => self.held_by((target, run), index, reply, out),
             Purpose::Past { target } => self.past_made(target, out),
             Purpose::JoinFlush { target } => self.join_flushed(target, out),

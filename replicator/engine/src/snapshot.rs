@@ -130,15 +130,13 @@ impl Engine {
         taking.step = Step::Snapshotting;
         taking.asked = members.iter().map(|index| self.members[index].spec.replica).collect();
         let request = Request::Snapshot { snapshot: taking.snapshot, size };
-        self.send_internal(Purpose::Snapshot, request, members, out);
+        let purpose = Purpose::Snapshot { ticket: taking.ticket };
+        self.send_internal(purpose, request, members, out);
     }
 
     /// A member has it durably; `over` if it was the last.
-    pub(crate) fn snapshot_made(&mut self, over: bool, out: &mut Vec<Output>) {
-        let Some(taking) = self.taking.as_ref().filter(|taking| taking.step == Step::Snapshotting)
-        else {
-            return;
-        };
+    pub(crate) fn snapshot_made(&mut self, ticket: u64, over: bool, out: &mut Vec<Output>) {
+        let Some(taking) = self.snapshotting(ticket) else { return };
         if !over {
             return;
         }
@@ -156,8 +154,8 @@ impl Engine {
     }
 
     /// A member was lost: the snapshot is not the same everywhere.
-    pub(crate) fn snapshot_lost(&mut self, out: &mut Vec<Output>) {
-        if self.is_snapshotting() {
+    pub(crate) fn snapshot_lost(&mut self, ticket: u64, out: &mut Vec<Output>) {
+        if self.snapshotting(ticket).is_some() {
             self.abort_snapshot("an in-sync copy was lost", out);
         }
     }
@@ -165,11 +163,12 @@ impl Engine {
     /// A member refused, and stays as good a copy as it was.
     pub(crate) fn snapshot_refused(
         &mut self,
+        ticket: u64,
         index: usize,
         error: &WireError,
         out: &mut Vec<Output>,
     ) {
-        if !self.is_snapshotting() {
+        if self.snapshotting(ticket).is_none() {
             return;
         }
         let replica = self.members[index].spec.replica;
@@ -179,8 +178,10 @@ impl Engine {
         self.abort_snapshot(&format!("replica {replica}: {error}"), out);
     }
 
-    fn is_snapshotting(&self) -> bool {
-        self.taking.as_ref().is_some_and(|taking| taking.step == Step::Snapshotting)
+    /// The attempt with this ticket, if its members are at it.
+    fn snapshotting(&self, ticket: u64) -> Option<&Taking> {
+        let asked = |taking: &&Taking| taking.step == Step::Snapshotting && taking.ticket == ticket;
+        self.taking.as_ref().filter(asked)
     }
 
     /// Ends one that is being taken, if any, without result.

@@ -3,6 +3,7 @@
 use super::replica::Replica;
 use super::world::{RaftMode, SIZE, World};
 use crate::Input;
+use crate::member::{Join, Standing};
 use core::time::Duration;
 use types::{BlockOp, IoError};
 
@@ -222,6 +223,49 @@ fn small_differences_go_before_the_first_io() {
     assert_eq!(world.slots[next].activations, [[0, 1]]);
     assert_eq!(world.slots[next].resynced, [0], "the source is the local one");
     world.assert_identical();
+}
+
+/// R5: a sync that was begun for an earlier source says nothing of what was copied from this one.
+#[test]
+fn a_copy_that_gets_another_source_is_synced_again() {
+    let mut world = World::new(7, 3, &[0, 1, 2]);
+    for (index, replica) in world.replicas.iter_mut().enumerate() {
+        replica.had(256, 5 + index as u64 % 2);
+        replica.in_use = Some(replica.boot);
+    }
+    let usual = world.disk;
+    let next = world.attach(0, &[]);
+    world.replicas[1].stuck_until = world.now.after(ms(100));
+    let until_flushing = |world: &mut World, wanted: bool| {
+        let end = world.now.after(ms(3000));
+        let flushing = |world: &World| {
+            let standing = &world.slots[next].engine.members[2].standing;
+            matches!(standing, Standing::Joining(Join::Flushing))
+        };
+        while flushing(world) != wanted {
+            assert!(world.now < end);
+            world.run(Duration::from_micros(20));
+        }
+    };
+    let sync_slowly = |world: &mut World, time: u64| {
+        until_flushing(world, true);
+        world.disk = (time, time + 1);
+        world.run(ms(1));
+        world.disk = usual;
+    };
+    // The first sync ends while the second one is under way.
+    sync_slowly(&mut world, 1_000_000_000);
+    world.kill(0, false);
+    until_flushing(&mut world, false);
+    sync_slowly(&mut world, 800_000_000);
+    while world.slots[next].activations.is_empty() {
+        world.run(Duration::from_micros(20));
+    }
+    let replica = &world.replicas[2];
+    let synced = (0..560).all(|block| replica.durable_value(block) == replica.value(block));
+    assert!(synced || !world.slots[next].activations[0].contains(&2));
+    world.run(ms(5000));
+    assert_eq!(world.isr(), [1, 2]);
 }
 
 #[test]

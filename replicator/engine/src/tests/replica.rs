@@ -122,7 +122,8 @@ impl Replica {
 
     /// A block was written before the world began, under epoch 1.
     pub(super) fn had(&mut self, block: u64, value: u64) {
-        self.blocks.insert(block, (value, 1));
+        self.writes += 1;
+        self.blocks.insert(block, (value, self.writes));
         self.tags.insert((block * BLOCK / REGION) as u32, Tag { epoch: Epoch(1), era: Era(1) });
     }
 

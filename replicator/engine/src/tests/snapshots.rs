@@ -2,9 +2,10 @@
 
 use super::attach::ms;
 use super::replica::{Held, payload};
-use super::world::{RaftMode, SIZE, World, index_of, replica_id};
+use super::world::{Event, RaftMode, SIZE, World, index_of, replica_id};
 use crate::{FillHolder, FillSource, Input, SnapshotError, SnapshotTaken};
 use types::{BLOCK, BlockOp, Incarnation, REGION, SnapshotId, VolumeId};
+use wire::Request;
 
 pub(super) fn id(n: u64) -> SnapshotId {
     SnapshotId::from_bytes(u128::from(n).to_be_bytes())
@@ -292,6 +293,26 @@ fn a_snapshot_does_not_hold_writes_behind_a_stuck_disk() {
     assert!(held_up > 0, "no disk was stuck while writes were held");
 }
 
+/// Who is late may still be at the attempt before, and makes this one behind it.
+#[test]
+fn an_answer_to_a_snapshot_that_was_given_up_does_not_end_the_next_one() {
+    let (mut world, slot) = World::active(2);
+    world.write(slot, 3, 1, false);
+    // There is no era left to be sealed before a snapshot.
+    world.run(ms(32_000));
+    world.replicas[1].stuck_until = world.now.after(ms(2500));
+    world.snapshot(slot);
+    world.run(ms(2200));
+    assert!(matches!(world.slots[slot].snapshots[..], [Err(SnapshotError::Aborted(_))]));
+    world.disk = (600_000_000, 600_000_001);
+    world.snapshot(slot);
+    let held = world.write(slot, 4, 1, false);
+    world.run(ms(3000));
+    let taken = world.slots[slot].snapshots[1].as_ref().unwrap();
+    assert_eq!(taken.holders, [replica_id(0), replica_id(1)]);
+    assert_eq!((world.result(held), world.committed.len()), (Some(Ok(())), 1));
+}
+
 impl World {
     /// These copies hold what the first snapshot holds.
     fn assert_filled(&self, copies: &[usize]) {
@@ -420,6 +441,40 @@ fn filling_goes_on_from_another_holder() {
         assert_eq!(world.slots[slot].filled, [Ok(())]);
         world.assert_filled(&[1]);
     }
+}
+
+/// Its writes may end while the next one is at it.
+#[test]
+fn a_filling_that_was_given_up_says_nothing_of_the_next_one() {
+    let (mut world, slot, snapshot) = emptied();
+    let writes = |world: &World| {
+        let write = |event: &Event| {
+            let (Event::Request { request, .. } | Event::Disk { request, .. }) = event else {
+                return false;
+            };
+            matches!(request, Request::Write { .. })
+        };
+        world.queue.values().any(write)
+    };
+    let moment = core::time::Duration::from_micros(20);
+    let mut source = source(&world, snapshot);
+    source.holders.truncate(1);
+    world.replicas[1].stuck_until = world.now.after(ms(5900));
+    world.tell(slot, Input::Fill { ticket: 5, source: source.clone() });
+    while !writes(&world) {
+        world.run(moment);
+    }
+    let held = std::mem::take(&mut world.replicas[0].snapshots);
+    world.run(ms(5700));
+    assert!(matches!(world.slots[slot].filled[..], [Err(_)]) && writes(&world));
+    world.replicas[0].snapshots = held;
+    world.disk = (2_000_000, 90_000_000);
+    world.tell(slot, Input::Fill { ticket: 6, source });
+    while world.slots[slot].filled.len() < 2 {
+        world.run(moment);
+    }
+    assert_eq!((&world.slots[slot].filled[1], writes(&world)), (&Ok(()), false));
+    world.assert_filled(&[0, 1]);
 }
 
 /// Holders are told how much is wanted: what lies behind it stays out.

@@ -125,7 +125,7 @@ impl Engine {
         if clean {
             self.flushed_writes = self.completed_writes;
         }
-        if clean || sealed.len() == 1 || planted(Bug::SkipReconcile) {
+        if clean || planted(Bug::SkipReconcile) {
             return self.request_activation(sealed, out);
         }
         let unbroken = |index: &usize| whole.has(*index) || planted(Bug::AnySource);
@@ -171,11 +171,13 @@ impl Engine {
                 || matches!(m.standing, Standing::Joining(join) if join != Join::Ready)
         });
         if busy.is_empty() || self.now >= until {
+            let isr = Mask::one(source).with(ready);
+            let left_out = self.mask_of(|m| m.spec.in_isr).without(isr);
             // Whoever is left out may be the only other whole copy: a source that lost its memory since it
             // sealed must be noticed before, and its link may look alive for a while (found by the
             // simulation). One on this host ends with us.
             match asked {
-                _ if self.members[source].is_local() => {}
+                _ if left_out.is_empty() || self.members[source].is_local() => {}
                 Some(at) if self.members[source].heard > at => {}
                 Some(_) => return,
                 None => {
@@ -183,7 +185,7 @@ impl Engine {
                     return self.ping(source, out);
                 }
             }
-            self.request_activation(Mask::one(source).with(ready), out);
+            self.request_activation(isr, out);
         }
     }
 

@@ -180,7 +180,10 @@ impl Engine {
 
     /// The attempt with this ticket, if its members are at it.
     fn snapshotting(&self, ticket: u64) -> Option<&Taking> {
-        let asked = |taking: &&Taking| taking.step == Step::Snapshotting && taking.ticket == ticket;
+        let asked = |taking: &&Taking| {
+            let own = taking.ticket == ticket || planted(Bug::LateSnapshotAnswer);
+            taking.step == Step::Snapshotting && own
+        };
         self.taking.as_ref().filter(asked)
     }
 

@@ -83,6 +83,8 @@ pub enum Bug {
     CompareByCrc,
     /// A snapshot is taken while writes go on (R26).
     SnapshotWithoutHold,
+    /// An answer to an attempt at a snapshot that was given up counts for the next one (R26).
+    LateSnapshotAnswer,
     /// A slot that a snapshot uses is written in place (R26).
     OverwriteSnapshot,
     /// A vote is sent before it is durable.
@@ -130,6 +132,7 @@ impl Bug {
         (Self::ShrinkStaleEpoch, "shrink-stale-epoch"),
         (Self::CompareByCrc, "compare-by-crc"),
         (Self::SnapshotWithoutHold, "snapshot-without-hold"),
+        (Self::LateSnapshotAnswer, "late-snapshot-answer"),
         (Self::OverwriteSnapshot, "overwrite-snapshot"),
         (Self::ForgetVote, "forget-vote"),
         (Self::StaleReadIndex, "stale-read-index"),

@@ -516,6 +516,7 @@ impl World {
                         self.check_era(n, id, epoch, era);
                         self.moment(Moment::EraSealing);
                     }
+                    Request::Snapshot { .. } => self.moment(Moment::Snapshotting),
                     Request::Close { clean: true } => {
                         self.moment(Moment::Closing);
                         self.synced_for_stop(id, epoch);
@@ -542,6 +543,8 @@ impl World {
             }
             EngineOutput::Activate { isr } => {
                 self.note(|| format!("node {} epoch {epoch}: sealed, ISR' {isr:?}", n + 1));
+                let now = self.now;
+                self.checks.isr.reconciled(id, epoch, now);
                 self.engine_started(n, id, Ok(isr));
             }
             EngineOutput::Propose { ticket, version, change } => {

@@ -46,11 +46,13 @@ pub struct Habits {
     pub moves: u64,
     /// A pod that leaves is scaled down for a while, so many times in a hundred.
     pub rests: u64,
+    /// A snapshot is taken or deleted once in so many looks.
+    pub snapshots: u64,
 }
 
 impl Default for Habits {
     fn default() -> Self {
-        Self { slowness: 1, discards: 1, places: 1, moves: 120, rests: 0 }
+        Self { slowness: 1, discards: 1, places: 1, moves: 120, rests: 0, snapshots: 12 }
     }
 }
 
@@ -62,6 +64,10 @@ impl Habits {
         let often = if theme == Theme::Promises { 35 } else { 10 };
         if theme == Theme::LateSeal || rng.chance(often / 2) {
             habits.slowness = rng.between(8, 40);
+        }
+        if theme == Theme::Snapshots {
+            // Nothing is written for seconds.
+            (habits.slowness, habits.snapshots) = (rng.between(20, 80), 3);
         }
         if rng.chance(often) {
             habits.discards = rng.between(5, 40);
@@ -227,7 +233,8 @@ impl World {
         if self.operator.restless && !self.healing && self.rng.one_in(90) {
             return self.change_copies(state, record);
         }
-        if self.operator.snapshots && !self.healing && self.rng.one_in(12) {
+        let often = self.operator.habits.snapshots;
+        if self.operator.snapshots && !self.healing && self.rng.one_in(often) {
             return self.care_for_snapshots(state, id);
         }
         if !self.healing && record.size < 2 * record.created_size && self.rng.one_in(150) {

@@ -78,10 +78,12 @@ pub enum Moment {
     Activated,
     /// A node leads Raft.
     Elected,
+    /// An engine asks a replica for a snapshot.
+    Snapshotting,
 }
 
 impl Moment {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Acked,
         Self::Flushed,
         Self::Closing,
@@ -90,6 +92,7 @@ impl Moment {
         Self::Joined,
         Self::Activated,
         Self::Elected,
+        Self::Snapshotting,
     ];
 }
 
@@ -184,6 +187,8 @@ pub enum Theme {
     LateSeal,
     /// Slots change hands on disks that fall behind, until power is lost (R23).
     Reuse,
+    /// Copies are at a snapshot for so long that it is given up, and asked for the next one (R26).
+    Snapshots,
 }
 
 impl Theme {
@@ -197,6 +202,7 @@ impl Theme {
             8 => Self::Elections,
             9..11 => Self::LateSeal,
             11 => Self::Reuse,
+            12 => Self::Snapshots,
             _ => Self::Mixture,
         }
     }
@@ -351,6 +357,14 @@ impl Plan {
                 let lasts = if rng.chance(50) { short } else { long };
                 faults.push(Fault { when, ..fault(kind, lasts) });
                 long
+            }
+            Theme::Snapshots => {
+                let by = rng.between(1_000, 6_000) * MS;
+                let lasts = rng.between(200, 3_000) * MS;
+                let whom = Some(if rng.chance(70) { Whom::Member } else { Whom::Holder });
+                let when = Some((Moment::Snapshotting, 0));
+                faults.push(Fault { whom, when, ..fault(Kind::SlowDisk { node, by }, lasts) });
+                lasts
             }
             Theme::Reuse => {
                 let by = rng.between(20, 600) * MS;

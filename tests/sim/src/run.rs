@@ -132,7 +132,8 @@ impl World {
             operator.habits = Habits { slowness: 1, discards, ..operator.habits };
         }
         operator.restless = rng.chance(30) || operator.habits.rests > 0;
-        operator.snapshots = !small && Rng::new(seed, 5).chance(40);
+        let snapshots = if plan.theme == Theme::Snapshots { 100 } else { 40 };
+        operator.snapshots = !small && Rng::new(seed, 5).chance(snapshots);
         operator.replace_after = core::time::Duration::from_secs(rng.between(4, 60));
         let mut checks = Checks::default();
         for _ in 0..if tight { 1 } else { rng.between(1, 2) } {

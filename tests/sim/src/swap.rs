@@ -6,6 +6,7 @@ use crate::disk::SimDisk;
 use crate::node::{Death, Image};
 use crate::rng::Rng;
 use crate::world::{World, index};
+use metadata::ReplicaState;
 use store::PoolDisk as _;
 use types::{ClusterId, Epoch, PoolId};
 use uuid::Uuid;
@@ -91,12 +92,15 @@ impl World {
         }
         for (_, record) in state.replicas_on(self.nodes[n].id) {
             self.checks.isr.pool_swapped(record.replica);
-            // One that never sealed anything holds nothing. It is made if that is still to be done, and may be
-            // made again by a node that has not heard that it was.
-            if record.sealed == Epoch(0) {
+            // One that is still to be made will be.
+            if record.state == ReplicaState::Creating {
                 continue;
             }
-            self.put_back.insert(record.replica, (record.node, record.sealed));
+            // One that never sealed anything may be made again, by a node that has not heard that it was: it
+            // holds nothing, as the first one did.
+            if record.sealed > Epoch(0) {
+                self.put_back.insert(record.replica, (record.node, record.sealed));
+            }
             // It counts for nothing any more, as one whose disk failed.
             self.checks.copy_failed(record.replica, self.now);
         }

@@ -399,6 +399,29 @@ fn a_source_that_lost_its_memory_behind_a_live_link_is_noticed_before_it_serves_
     assert_ne!(world.replicas[0].value(256), 0);
 }
 
+/// Nor if nobody else had sealed: whoever has everything may only be slow. Found by the simulation.
+#[test]
+fn an_only_source_that_lost_its_memory_behind_a_live_link_is_noticed_before_it_serves() {
+    let (mut world, slot) = World::active(2);
+    let write = world.write(slot, 255, 3, false);
+    world.run(ms(10));
+    assert_eq!(world.result(write), Some(Ok(())));
+    world.crash(slot);
+    world.run(ms(3100));
+    world.silence(1, ms(5000));
+    let next = world.attach(5, &[]);
+    // Sealed; the other one cannot be connected to.
+    world.run(core::time::Duration::from_micros(500));
+    world.cut(0, ms(60_000));
+    world.kill(0, true);
+    world.revive(0);
+    world.run(ms(12_000));
+    assert_eq!(world.slots[next].activations, [[1]]);
+    assert_eq!(world.isr(), [0, 1]);
+    world.assert_identical();
+    assert_ne!(world.replicas[0].value(256), 0);
+}
+
 #[test]
 fn a_failed_engine_says_why() {
     let (mut world, slot) = World::active(2);

@@ -44,6 +44,8 @@ struct Known {
     left: BTreeMap<ReplicaId, Time>,
     /// When the present epoch was granted.
     granted: Time,
+    /// When the engine of an epoch asked to be activated, with copies that were identical then.
+    reconciled: Option<(Epoch, Time)>,
     /// Nobody has written since all of it was flushed everywhere: a loss of memory loses nothing (R20).
     clean: bool,
     /// When every copy lost its memory under the present epoch: until the next one is active its engine
@@ -105,6 +107,13 @@ impl Isr {
     /// A resync of `replica` reached its end: its disk was synced just before.
     pub fn resynced(&mut self, replica: ReplicaId, now: Time) {
         self.resynced.insert(replica, now);
+    }
+
+    /// The engine of `epoch` has made its copies identical.
+    pub fn reconciled(&mut self, volume: VolumeId, epoch: Epoch, now: Time) {
+        if let Some(known) = self.volumes.get_mut(&volume) {
+            known.reconciled = Some((epoch, now));
+        }
     }
 
     /// The pool of `replica` is another one for a while: it may be missed.
@@ -190,6 +199,7 @@ impl World {
             nodes: BTreeMap::new(),
             left: BTreeMap::new(),
             granted: now,
+            reconciled: None,
             clean: false,
             lost: None,
             poisoned: None,
@@ -232,6 +242,8 @@ impl World {
         let happened = happened.or((!joined.is_empty()).then_some(Moment::Joined));
         let was_whole = known.whole.clone();
         let granted = known.granted;
+        let reconciled = known.reconciled.filter(|(epoch, _)| *epoch == record.epoch);
+        let reconciled = reconciled.map_or(granted, |(_, at)| at);
         known.whole.retain(|replica| record.isr.contains(replica));
         let none_left = known.whole.is_empty() && joined.is_empty();
         let nodes = known.nodes.clone();
@@ -275,8 +287,11 @@ impl World {
             && self.checks.blocks[volume].is_owing()
             && self.is_resuming(volume, instance)
         {
-            let known = self.checks.isr.volumes.get_mut(&record.volume);
-            if let Some(known) = known.filter(|known| known.lost >= Some(granted)) {
+            let isr = &mut self.checks.isr;
+            let lost = |id| nodes.get(id).is_some_and(|n| isr.lost_power_since(*n, granted));
+            let all = record.isr.iter().all(lost);
+            let known = isr.volumes.get_mut(&record.volume);
+            if let Some(known) = known.filter(|known| all || known.lost >= Some(granted)) {
                 // Its engine may have sealed before: it finds out when it reaches the copy again.
                 known.poisoned = Some(record.epoch);
             } else {
@@ -287,15 +302,25 @@ impl World {
             }
         }
         let mut kept = false;
+        let mut lost = false;
         let whole: BTreeSet<ReplicaId> = if activated {
             self.checks.blocks[volume].activated(record.epoch);
             // They are identical now; one that lost power meanwhile is not.
             let isr = &self.checks.isr;
-            let sound =
-                |id: &ReplicaId| nodes.get(id).is_some_and(|n| !isr.lost_power_since(*n, granted));
-            let kept: BTreeSet<_> = record.isr.iter().copied().filter(sound).collect();
-            // Where all lost power before they were sealed, one of them was made the truth (R22).
-            if kept.is_empty() { record.isr.clone() } else { kept }
+            let sound_since = |since| -> BTreeSet<ReplicaId> {
+                let sound = |id: &ReplicaId| {
+                    let node = nodes.get(id).filter(|_| !isr.failed.contains(id));
+                    node.is_some_and(|node| !isr.lost_power_since(*node, since))
+                };
+                record.isr.iter().copied().filter(sound).collect()
+            };
+            let mut sound = sound_since(granted);
+            if sound.is_empty() {
+                // Where all lost power before they were sealed, one of them was made the truth (R22).
+                sound = sound_since(reconciled);
+            }
+            lost = sound.is_empty();
+            if lost { record.isr.clone() } else { sound }
         } else {
             let isr = &self.checks.isr;
             let sound = |id: &&ReplicaId| {
@@ -318,7 +343,11 @@ impl World {
             }
             if none_left { record.isr.clone() } else { whole }
         };
-        let concerned = if activated {
+        let concerned = if lost {
+            // The next engine makes them identical.
+            self.checks.blocks[volume].lose();
+            BTreeSet::new()
+        } else if activated {
             whole.clone()
         } else {
             joined.into_iter().filter(|id| whole.contains(id)).collect()
@@ -330,6 +359,7 @@ impl World {
                 self.checks.blocks[volume].keep();
             }
             known.lost = known.lost.or(none_left.then_some(now)).filter(|_| !activated);
+            known.lost = known.lost.or(lost.then_some(now));
         }
         for replica in &concerned {
             if let Some(node) = nodes.get(replica) {

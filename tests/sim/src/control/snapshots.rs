@@ -37,9 +37,12 @@ impl World {
             return;
         }
         let attached = |v: &metadata::Volume| matches!(v.attachment, Attachment::Attached { .. });
-        if !state.volumes.get(&volume).is_some_and(attached) {
-            return;
+        if state.volumes.get(&volume).is_some_and(attached) {
+            self.want_snapshot(volume);
         }
+    }
+
+    fn want_snapshot(&mut self, volume: VolumeId) {
         let Some(leader) = self.leader() else { return };
         let snapshot = SnapshotId(Uuid::from_u128(self.rng.id()));
         let until = self.local(leader).after(Duration::from_secs(self.rng.between(2, 20)));
@@ -131,7 +134,13 @@ impl World {
             return;
         };
         self.note(|| format!("node {}: snapshot {snapshot}: {result:?}", n + 1));
-        let Ok(SnapshotTaken { epoch, isr_version, holders, .. }) = result else { return };
+        let Ok(SnapshotTaken { epoch, isr_version, holders, .. }) = result else {
+            // As a csi-snapshotter does: copies may still be at the attempt that was given up.
+            if !self.healing && self.rng.one_in(2) {
+                self.want_snapshot(volume);
+            }
+            return;
+        };
         self.figures.snapshots += 1;
         self.remember_snapshot(volume, snapshot, &holders);
         let record = Command::SnapshotTaken { snapshot, epoch, isr_version, holders };

@@ -67,6 +67,8 @@ pub struct Engine {
     pub(crate) proposal: Option<Proposal>,
     pub(crate) next_ticket: u64,
     pub(crate) propose_after: Instant,
+    /// Since when those who would stay in the ISR are asked whether they are still there.
+    pub(crate) stay_asked: Option<Instant>,
     /// Reads whose data came while a lease was over; asked again when all leases are back (R8).
     pub(crate) parked: Vec<u64>,
     /// Starts at one for what an earlier engine may have acknowledged and not flushed: the kernel's
@@ -118,6 +120,7 @@ impl Engine {
             proposal: None,
             next_ticket: 0,
             propose_after: Instant(0),
+            stay_asked: None,
             parked: Vec::new(),
             completed_writes: 1,
             flushed_writes: 0,

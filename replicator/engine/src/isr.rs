@@ -51,9 +51,13 @@ impl Engine {
         let staying = self.mask_of(Member::in_sync).without(leaving);
         // The ISR is never empty (R4): the last member is waited for, until the I/O times out.
         if !leaving.is_empty() && !staying.is_empty() {
+            if !self.one_stays(staying, out) {
+                return;
+            }
             let replicas = leaving.iter().map(|index| self.members[index].spec.replica).collect();
             return self.propose(IsrChange::Shrink(replicas), out);
         }
+        self.stay_asked = None;
         if !matches!(self.phase, Phase::Active) {
             return;
         }
@@ -62,6 +66,23 @@ impl Engine {
             let change = IsrChange::Grow(member.spec.replica);
             self.propose(change, out);
         }
+    }
+
+    /// Whether one of those who would stay has spoken since somebody was found to leave. A link looks alive for
+    /// a while after its host died, and whoever leaves may be the only one by then that has everything.
+    fn one_stays(&mut self, staying: Mask, out: &mut Vec<Output>) -> bool {
+        let asked = self.stay_asked.unwrap_or(self.now);
+        if staying.iter().any(|i| self.members[i].is_local() || self.members[i].heard > asked) {
+            self.stay_asked = None;
+            return true;
+        }
+        if self.stay_asked.is_none() {
+            self.stay_asked = Some(asked);
+            for index in staying.iter() {
+                self.ping(index, out);
+            }
+        }
+        false
     }
 
     /// R10: no member is left that has surely all that was acknowledged, and the consumer is alive.

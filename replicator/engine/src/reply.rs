@@ -42,6 +42,9 @@ impl Engine {
         if !self.parked.is_empty() && self.leases_held() {
             self.unpark(out);
         }
+        if self.stay_asked.is_some() {
+            self.propose_if_needed(out);
+        }
     }
 
     fn internal_reply(

@@ -189,6 +189,29 @@ fn a_rebooted_member_owes_again_what_is_not_complete() {
     world.assert_identical();
 }
 
+/// R4: nobody leaves for somebody who is not there any more. One copy stands still, the host of the other one loses
+/// power behind a link that still looks alive; neither is on the engine's host.
+#[test]
+fn nobody_leaves_before_one_that_stays_has_spoken() {
+    let mut world = World::new(7, 2, &[0, 1]);
+    let slot = world.attach(5, &[]);
+    world.run(ms(100));
+    let write = world.write(slot, 5, 1, false);
+    world.run(ms(20));
+    assert_eq!(world.result(write), Some(Ok(())));
+    world.silence(1, ms(4000));
+    world.run(ms(1500));
+    world.cut(0, ms(60_000));
+    world.kill(0, true);
+    world.revive(0);
+    world.run(ms(8000));
+    let read = world.read(slot, 5);
+    world.run(ms(1000));
+    assert_eq!((world.result(read), world.isr()), (Some(Ok(())), vec![0, 1]));
+    assert_ne!(world.replicas[0].value(5), 0);
+    world.assert_identical();
+}
+
 #[test]
 fn the_only_member_is_waited_for_and_sent_to_again() {
     let mut world = World::new(5, 1, &[0]);

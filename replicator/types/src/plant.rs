@@ -81,7 +81,7 @@ pub enum Bug {
     ShrinkStaleEpoch,
     /// Copies are compared by the blocks' CRC32C (R19).
     CompareByCrc,
-    /// A snapshot is taken while writes go on (R26).
+    /// A snapshot is taken while writes go on, and no replica refuses it for that (R26).
     SnapshotWithoutHold,
     /// An answer to an attempt at a snapshot that was given up counts for the next one (R26).
     LateSnapshotAnswer,

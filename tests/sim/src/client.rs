@@ -448,6 +448,11 @@ impl World {
         }
     }
 
+    /// Whether so many of its requests are under way.
+    pub(crate) fn is_asked_for(&self, client: usize, many: usize) -> bool {
+        self.clients[client].under_way.len() >= many
+    }
+
     /// Whether nothing of a consumer is under way.
     pub(crate) fn is_idle(&self, client: usize) -> bool {
         self.clients[client].under_way.is_empty()

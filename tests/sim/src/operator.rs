@@ -66,8 +66,11 @@ impl Habits {
             habits.slowness = rng.between(8, 40);
         }
         if theme == Theme::Snapshots {
-            // Nothing is written for seconds.
-            (habits.slowness, habits.snapshots) = (rng.between(20, 80), 3);
+            habits.snapshots = 3;
+            if rng.chance(50) {
+                // Nothing is written for seconds.
+                habits.slowness = rng.between(20, 80);
+            }
         }
         if rng.chance(often) {
             habits.discards = rng.between(5, 40);

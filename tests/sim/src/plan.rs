@@ -202,7 +202,7 @@ impl Theme {
             8 => Self::Elections,
             9..11 => Self::LateSeal,
             11 => Self::Reuse,
-            12 => Self::Snapshots,
+            12..14 => Self::Snapshots,
             _ => Self::Mixture,
         }
     }
@@ -359,8 +359,8 @@ impl Plan {
                 long
             }
             Theme::Snapshots => {
-                let by = rng.between(1_000, 6_000) * MS;
-                let lasts = rng.between(200, 3_000) * MS;
+                let by = rng.between(1_500, 6_000) * MS;
+                let lasts = rng.between(1_000, 6_000) * MS;
                 let whom = Some(if rng.chance(70) { Whom::Member } else { Whom::Holder });
                 let when = Some((Moment::Snapshotting, 0));
                 faults.push(Fault { whom, when, ..fault(Kind::SlowDisk { node, by }, lasts) });

@@ -201,9 +201,7 @@ fn nobody_leaves_before_one_that_stays_has_spoken() {
     assert_eq!(world.result(write), Some(Ok(())));
     world.silence(1, ms(4000));
     world.run(ms(1500));
-    world.cut(0, ms(60_000));
-    world.kill(0, true);
-    world.revive(0);
+    world.reboot_unnoticed(0);
     world.run(ms(8000));
     let read = world.read(slot, 5);
     world.run(ms(1000));

@@ -59,6 +59,13 @@ impl World {
         self.replicas[replica].alive = true;
     }
 
+    /// Its host loses power and is back, behind links that look alive for a while.
+    pub(super) fn reboot_unnoticed(&mut self, replica: usize) {
+        self.cut(replica, Duration::from_secs(60));
+        self.kill(replica, true);
+        self.revive(replica);
+    }
+
     /// Its process is killed and finds another pool.
     pub(super) fn restore(&mut self, replica: usize, image: Replica) {
         self.kill(replica, false);
